@@ -1,0 +1,50 @@
+"""Moore Threads GPUs through torch_musa."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hal.platform import Probe, ask_devices, known_devices
+
+if TYPE_CHECKING:
+    from hal.host import Host
+
+KIND = "musa"
+TORCH_DEVICE = "musa"
+EXTENSION = "torch_musa"
+ARCHS = ("mp21", "mp22", "mp31")
+
+
+def priority(arch: str | None, mla: bool, phase: str) -> tuple[str, ...]:
+    # SGLang offers MATE as "fa3" here but does not choose it by itself; we do, where MATE serves the arch.
+    return ("mate", "torch")
+
+
+def probe(host: Host) -> Probe:
+    reasons = []
+    if not host.glob("/dev/mtgpu*"):
+        reasons.append("no /dev/mtgpu*")
+    missing = host.missing(EXTENSION)
+    if missing:
+        shim = host.find_module("torchada") is not None
+        reasons.append(missing + (" (torchada is installed, but it only renames torch_musa)" if shim else ""))
+    hidden = host.hidden_by("MUSA_VISIBLE_DEVICES", "MTHREADS_VISIBLE_DEVICES")
+    if hidden:
+        reasons.append(hidden)
+    return Probe((), "; ".join(reasons)) if reasons else ask_devices(host, KIND, EXTENSION)
+
+
+def devices() -> Probe:
+    """Every device of this process's torch_musa."""
+    from hal.torch_import import load_torch
+
+    torch = load_torch()
+    import torch_musa
+
+    if not torch.musa.is_available():
+        return Probe((), "torch.musa.is_available() is False: is the MUSA driver loaded?")
+    seen = []
+    for index in range(torch.musa.device_count()):
+        major, minor = torch.musa.get_device_capability(index)
+        seen.append((f"mp{major}{minor}", torch.musa.get_device_name(index)))
+    return known_devices(KIND, TORCH_DEVICE, ARCHS, seen, f"torch_musa {torch_musa.__version__}")
