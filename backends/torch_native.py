@@ -7,7 +7,7 @@ softmax. Only keys that some query of the block can see are read. Reads the leng
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from hal.backend import FEATURES, AttentionBackend, Bound, HeadDims, PageSizes
 from hal.config import ATTENTION_TYPES, DTYPES, AttentionConfig
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 class TorchNative(AttentionBackend):
     name = "torch"
-    platforms: ClassVar = {"cuda": (), "rocm": (), "npu": (), "musa": (), "cpu": ()}
+    platforms = {"cuda": (), "rocm": (), "npu": (), "musa": (), "cpu": ()}
     dtypes = DTYPES
     kv_cache_dtypes = ("fp8_e4m3", "fp8_e5m2")
     head_dims = HeadDims()
@@ -35,7 +35,7 @@ class TorchNative(AttentionBackend):
     attention_types = ATTENTION_TYPES
     max_decode_query_len = None
     nan_safe_tail = True
-    targets: ClassVar = {"prefill": "hal.backends.torch_native.flash_attn_varlen_func",
+    targets = {"prefill": "hal.backends.torch_native.flash_attn_varlen_func",
                          "decode": "hal.backends.torch_native.flash_attn_with_kvcache"}
     sources = ("torch.nn.functional.scaled_dot_product_attention, torch 2.13",)
 

@@ -1,0 +1,125 @@
+"""get_attention_impl: the decision turned into an object whose two functions are bound in __init__."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hal import env, registry
+from hal.backend import AttentionBackend, Bound
+from hal.config import AttentionConfig, LayerKind
+from hal.decision import Decision, NoBackendError
+from hal.packages import Packages
+from hal.platform import Platform, detect
+from hal.selection import Choice, explain_kinds
+from hal.torch_import import load_extension
+
+logger = logging.getLogger("hal")
+
+
+class BoundPhase:
+    """One backend's two functions, as instance attributes: `attn.prefill` and `attn.decode`."""
+
+    def __init__(self, backend: type[AttentionBackend], bound: Bound) -> None:
+        self.backend = backend.name
+        self.flash_attn_with_kvcache = bound.flash_attn_with_kvcache
+        self.flash_attn_varlen_func = bound.flash_attn_varlen_func
+
+
+class AttentionImpl:
+    """Attention of one kind of layer on one device. Made by get_attention_impl; safe to use from threads.
+
+    flash_attn_with_kvcache: the decode backend's function. flash_attn_varlen_func: the prefill backend's.
+    prefill, decode: both functions of each backend; extend and mixed batches call
+    `prefill.flash_attn_with_kvcache`. decision: why these. Their meaning is that of hal.contract.
+    """
+
+    flash_attn_with_kvcache: Callable[..., Any]
+    flash_attn_varlen_func: Callable[..., Any]
+
+    def __init__(self, decision: Decision, packages: Packages) -> None:
+        self.decision = decision
+        self.config = decision.config
+        self.platform = decision.platform
+        decode = registry.get(str(decision.decode.chosen))
+        prefill = registry.get(str(decision.prefill.chosen))
+        self._cache_owner = decode
+        self.decode = _bind(decode, decision, packages)
+        self.prefill = self.decode if prefill is decode else _bind(prefill, decision, packages)
+        self.flash_attn_with_kvcache = self.decode.flash_attn_with_kvcache
+        self.flash_attn_varlen_func = self.prefill.flash_attn_varlen_func
+        self.write_kv_cache = decode.write_kv_cache(decision.config)
+
+    def new_kv_cache(self, num_pages: int, page_size: int | None = None) -> tuple[Any, Any]:
+        """Zero-filled (k_cache, v_cache), logically [num_pages, page_size, num_kv_heads, head_dim(_v)].
+
+        page_size defaults to the decision's. The physical layout is the kernel's (decision.kv_layout); with
+        MLA the pair is (rope cache, latent cache). Raises ValueError for a page size the kernel refuses.
+        """
+        size = self.decision.page_size if page_size is None else page_size
+        if isinstance(num_pages, bool) or not isinstance(num_pages, int) or num_pages < 1:
+            raise ValueError(f"num_pages must be a whole number >= 1, got {num_pages!r}")
+        if size not in self._cache_owner.page_sizes:
+            raise ValueError(f"page_size {size!r} is not supported "
+                             f"({self._cache_owner.name}: {self._cache_owner.page_sizes})")
+        assert size is not None
+        return self._cache_owner.new_kv_cache(self.config, self.platform.torch_device, num_pages, size)
+
+    def __repr__(self) -> str:
+        return f"<hal.AttentionImpl {self.decision.summary()}>"
+
+
+def _bind(backend: type[AttentionBackend], decision: Decision, packages: Packages) -> BoundPhase:
+    try:
+        package = backend.package_for(packages, decision.config)
+        bound = backend.bind(decision.config, decision.platform, package)
+    except Exception as error:
+        raise RuntimeError(f"backend {backend.name} passed selection on {decision.platform} but could not be bound: "
+                           f"{type(error).__name__}: {error}") from error
+    if env.get("HAL_CHECK"):
+        from hal.validation import checked
+
+        bound = Bound(*(checked(function, decision.config, name) for name, function in (
+            ("flash_attn_with_kvcache", bound.flash_attn_with_kvcache),
+            ("flash_attn_varlen_func", bound.flash_attn_varlen_func))))
+    return BoundPhase(backend, bound)
+
+
+def get_attention_impl(config: AttentionConfig | None = None, device: str | Platform = "auto", backend: str = "auto",
+                       prefill_backend: str | None = None, decode_backend: str | None = None) -> AttentionImpl:
+    """The attention of this machine for one kind of layer.
+
+    config: defaults of AttentionConfig when None. device: "auto", "cuda", "cuda:1", "npu", ... backend: "auto",
+    a backend or an alias, which is strict; prefill_backend and decode_backend override it for their phase.
+    Raises NoBackendError with the whole table of reasons, PlatformNotFoundError when the device is not here,
+    ValueError for unknown names.
+    """
+    kind = LayerKind("all", (), config or AttentionConfig())
+    return get_attention_impls([kind], device, Choice(backend, prefill_backend, decode_backend))["all"]
+
+
+def get_attention_impls(configs: Sequence[LayerKind] | Mapping[str, AttentionConfig],
+                        device: str | Platform = "auto",
+                        choices: Mapping[str, Choice] | Choice | str = "auto") -> dict[str, AttentionImpl]:
+    """The attention of every kind of layer of one model, decided jointly: kind -> AttentionImpl, one page size.
+
+    configs: what AttentionConfig.from_model returns, or kind -> config. choices: a backend name for all, a
+    Choice, or kind -> Choice. Raises as get_attention_impl does.
+    """
+    kinds = [LayerKind(name, (), config) for name, config in configs.items()] if isinstance(configs, Mapping) \
+        else list(configs)
+    if isinstance(choices, str):
+        choices = Choice(choices)
+    per_kind = {k.kind: choices if isinstance(choices, Choice) else choices.get(k.kind, Choice()) for k in kinds}
+    platform = device if isinstance(device, Platform) else detect(device)
+    if not platform.name:
+        raise ValueError(f"device {platform} is hypothetical: bind on what hal.detect() found, or use hal.explain()")
+    packages = Packages.installed()
+    decisions = explain_kinds(kinds, platform, per_kind, packages)
+    if not all(decision.complete for decision in decisions.values()):
+        raise NoBackendError(decisions, " + ".join(dict.fromkeys(str(choice) for choice in per_kind.values())))
+    for name, decision in decisions.items():
+        logger.info("%s%s", f"[{name}] " if len(decisions) > 1 else "", decision.summary())
+    load_extension(platform.kind)
+    return {name: AttentionImpl(decision, packages) for name, decision in decisions.items()}

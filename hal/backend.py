@@ -1,0 +1,233 @@
+"""AttentionBackend: what a backend declares, and the reasons it gives when it can't serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hal.config import AttentionConfig
+from hal.packages import Package, Packages
+
+if TYPE_CHECKING:
+    from hal.platform import Platform
+
+LEVELS = ("declared", "contract", "emulated", "compiled", "hardware")
+
+# Feature name -> (is it asked for, the value to show). A backend lists the names it serves in `features`.
+FEATURES: Mapping[str, Callable[[AttentionConfig], Any]] = {
+    "sliding_window": lambda c: c.sliding_window,
+    "attention_chunk": lambda c: c.attention_chunk,
+    "softcap": lambda c: c.softcap or None,
+    "sinks": lambda c: c.sinks or None,
+    "mla": lambda c: c.mla,
+    "sparse": lambda c: c.sparse or None,
+    "tree_mask": lambda c: c.tree_mask or None,
+    "mm_prefix": lambda c: c.mm_prefix or None,
+    "non_causal": lambda c: None if c.causal else True,
+    "return_softmax_lse": lambda c: c.return_softmax_lse or None,
+    "context_parallel": lambda c: c.context_parallel_size if c.context_parallel_size > 1 else None,
+    "deterministic": lambda c: c.deterministic or None,
+    "graph": lambda c: c.graph or None,
+}
+
+
+@dataclass(frozen=True)
+class HeadDims:
+    """Supported head dims: multiples of `step` from `low` to `high`, or exactly `only`. In elements."""
+
+    low: int = 1
+    high: int = 1 << 30
+    step: int = 1
+    only: tuple[int, ...] = ()
+
+    def __contains__(self, dim: object) -> bool:
+        if not isinstance(dim, int):
+            return False
+        return dim in self.only if self.only else self.low <= dim <= self.high and dim % self.step == 0
+
+    def __str__(self) -> str:
+        if self.only:
+            return ", ".join(map(str, self.only))
+        multiples = f"multiples of {self.step} " if self.step > 1 else ""
+        return f"{multiples}from {self.low} to {self.high}" if self.high < 1 << 30 else f"{multiples or 'any '}".strip()
+
+
+@dataclass(frozen=True)
+class PageSizes:
+    """Supported page sizes in tokens: multiples of `step`, or exactly `only`; `preferred` where none was asked for."""
+
+    preferred: int
+    step: int = 1
+    only: tuple[int, ...] = ()
+
+    def __contains__(self, size: object) -> bool:
+        if not isinstance(size, int) or size < 1:
+            return False
+        return size in self.only if self.only else size % self.step == 0
+
+    def __str__(self) -> str:
+        if self.only:
+            return ", ".join(map(str, self.only))
+        return f"multiples of {self.step}" if self.step > 1 else "any"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A backend's two functions for one configuration on one device, and the vendor function each ends in."""
+
+    flash_attn_with_kvcache: Callable[..., Any]
+    flash_attn_varlen_func: Callable[..., Any]
+
+
+class AttentionBackend:
+    """A family of kernels: declarations first, then `bind`. Never instantiated by selection.
+
+    A subclass states what it serves in the class attributes below; `unsupported_reasons` turns them into
+    sentences that carry the value seen and the values supported. `bind` runs only on the real device and is
+    the only place that imports the vendor package. Anything declared is a promise that `hal verify` tests.
+    """
+
+    name: ClassVar[str]
+    #: Any one of these packages will do; () needs none. The first one that is present and serves is used.
+    packages: ClassVar[tuple[Package, ...]] = ()
+    #: kind -> archs; () means every arch of that kind.
+    platforms: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    dtypes: ClassVar[tuple[str, ...]] = ("float16", "bfloat16")
+    #: KV cache dtypes beside those of `dtypes` (which must equal the config's dtype).
+    kv_cache_dtypes: ClassVar[tuple[str, ...]] = ()
+    head_dims: ClassVar[HeadDims] = HeadDims()
+    #: (head_dim, head_dim_v) pairs served where the two differ; None: any pair.
+    head_dim_pairs: ClassVar[tuple[tuple[int, int], ...] | None] = ()
+    page_sizes: ClassVar[PageSizes] = PageSizes(16)
+    features: ClassVar[frozenset[str]] = frozenset()
+    attention_types: ClassVar[tuple[str, ...]] = ("decoder",)
+    phases: ClassVar[tuple[str, ...]] = ("prefill", "decode")
+    #: False for a prefill backend that never reads the paged cache.
+    reads_cache: ClassVar[bool] = True
+    #: Most query tokens a sequence may have in a decode call; None: any number.
+    max_decode_query_len: ClassVar[int | None] = 1
+    #: Physical layout of the paged cache. Backends of one pair must agree.
+    kv_layout: ClassVar[str] = "[num_pages, page_size, num_kv_heads, head_dim]"
+    #: NaN in the unused tail of a used page does no harm.
+    nan_safe_tail: ClassVar[bool] = False
+    #: "platform:arch" (or a platform) -> verification level reached (design.md section 7), with its evidence.
+    levels: ClassVar[Mapping[str, str]] = {}
+    evidence: ClassVar[tuple[str, ...]] = ()
+    #: The vendor functions the two attributes end in, for people: {"prefill": ..., "decode": ...}.
+    targets: ClassVar[Mapping[str, str]] = {}
+    #: Documents and source files that the declarations above were taken from.
+    sources: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def level(cls, platform: Platform) -> str:
+        """Verification level on one platform; "declared" where nothing more was proven."""
+        return cls.levels.get(str(platform), cls.levels.get(platform.kind, "declared"))
+
+    @classmethod
+    def q_dtype(cls, config: AttentionConfig) -> str:
+        """dtype that q must have: the config's, unless the kernel wants fp8 queries with an fp8 cache."""
+        return config.dtype
+
+    @classmethod
+    def package_reasons(cls, package: Package, config: AttentionConfig) -> list[str]:
+        """Why one of several packages can't serve, where what they offer differs. Reasons carry both sides."""
+        return []
+
+    @classmethod
+    def package_for(cls, packages: Packages, config: AttentionConfig) -> Package | None:
+        """The first of `packages` that is present and serves the configuration; None where none is or is needed."""
+        return next((package for package in cls.packages
+                     if packages.missing(package) is None and not cls.package_reasons(package, config)), None)
+
+    @classmethod
+    def target(cls, phase: str, package: Package | None) -> str:
+        """Dotted name of the vendor function that serves a phase."""
+        return cls.targets[phase].format(module=package.module if package else "")
+
+    @classmethod
+    def unsupported_reasons(cls, config: AttentionConfig, platform: Platform, packages: Packages,
+                            phase: str = "decode", page_size: int | None = None) -> list[str]:
+        """Why this backend can't serve; empty when it can. Every reason carries both sides.
+
+        page_size overrides the config's, for the joint decision over several kinds of layer.
+        """
+        name = cls.name
+        if platform.kind not in cls.platforms:
+            return [f"platform {platform.kind} is not supported ({name}: {', '.join(cls.platforms)})"]
+        reasons = []
+        archs = cls.platforms[platform.kind]
+        if archs and platform.arch not in archs:
+            reasons.append(f"arch {platform.arch} is not supported ({name}: {', '.join(archs)})")
+        if phase not in cls.phases:
+            reasons.append(f"phase {phase} is not supported ({name}: {', '.join(cls.phases)})")
+        if config.dtype not in cls.dtypes:
+            reasons.append(f"dtype {config.dtype} is not supported ({name}: {', '.join(cls.dtypes)})")
+        stored = config.stored_dtype
+        if stored != config.dtype and stored not in cls.kv_cache_dtypes:
+            also = ", ".join(("auto", config.dtype, *cls.kv_cache_dtypes))
+            reasons.append(f"kv_cache_dtype {stored} is not supported ({name} with dtype {config.dtype}: {also})")
+        reasons += cls._head_reasons(config)
+        size = page_size if page_size is not None else config.page_size
+        if size is not None and cls.reads_cache and size not in cls.page_sizes:
+            reasons.append(f"page_size {size} is not supported ({name}: {cls.page_sizes})")
+        for feature, asked in FEATURES.items():
+            value = asked(config)
+            if value is not None and feature not in cls.features:
+                has = ", ".join(f for f in FEATURES if f in cls.features) or "none of the optional features"
+                reasons.append(f"{feature}{'' if value is True else f' {value}'} is not supported ({name}: {has})")
+        if config.attention_type not in cls.attention_types:
+            reasons.append(f"attention_type {config.attention_type} is not supported "
+                           f"({name}: {', '.join(cls.attention_types)})")
+        most = cls.max_decode_query_len
+        if phase == "decode" and most is not None and config.max_decode_query_len > most:
+            reasons.append(f"max_decode_query_len {config.max_decode_query_len} is not supported "
+                           f"({name}: up to {most})")
+        reasons += cls.extra_reasons(config, platform, phase)
+        if cls.packages and cls.package_for(packages, config) is None:
+            for package in cls.packages:
+                missing = packages.missing(package)
+                reasons += [missing] if missing else cls.package_reasons(package, config)
+        return reasons
+
+    @classmethod
+    def _head_reasons(cls, config: AttentionConfig) -> list[str]:
+        """head_dim and head_dim_v against the declared dims and pairs. MLA brings its own pair."""
+        name, pair = cls.name, (config.head_dim, config.v_dim)
+        if config.mla is not None and "mla" not in cls.features:
+            return []  # the missing feature is the reason, not its width
+        if pair[0] != pair[1]:
+            if cls.head_dim_pairs is None or pair in cls.head_dim_pairs:
+                return []
+            pairs = ", ".join(f"{d}/{dv}" for d, dv in cls.head_dim_pairs) or "equal dims only"
+            return [f"head_dim {pair[0]} with head_dim_v {pair[1]} is not supported ({name}: {pairs})"]
+        if config.head_dim not in cls.head_dims:
+            return [f"head_dim {config.head_dim} is not supported ({name}: {cls.head_dims})"]
+        return []
+
+    @classmethod
+    def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
+        """Rules that no single attribute can state (combinations). Reasons carry both sides."""
+        return []
+
+    @classmethod
+    def bind(cls, config: AttentionConfig, platform: Platform, package: Package | None) -> Bound:
+        """The two functions for one configuration on the real device. Imports the vendor package.
+
+        May raise anything the import raises: selection has made sure beforehand that it imports.
+        """
+        raise TypeError(f"backend {cls.name} does not implement bind()")
+
+    @classmethod
+    def new_kv_cache(cls, config: AttentionConfig, device: str, num_pages: int, page_size: int) -> tuple[Any, Any]:
+        """Zero-filled (k_cache, v_cache) of `num_pages` pages, in this backend's physical layout."""
+        from hal.kv_cache import new_kv_cache
+
+        return new_kv_cache(config, device, num_pages, page_size)
+
+    @classmethod
+    def write_kv_cache(cls, config: AttentionConfig) -> Callable[..., None]:
+        """The function that writes k and v into the cache at slots."""
+        from hal.kv_cache import write_kv_cache
+
+        return write_kv_cache

@@ -1,0 +1,177 @@
+"""Expected choices and reasons, written by hand from the design and the vendors' documents. Data for test_selection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Device -> (backend, page size, package needed, what the first candidate passed over in favour of it says).
+CHOICES: dict[str, tuple[str, int, str | None, tuple[str, str]]] = {
+    "cuda:sm90": ("flash_attn_3", 64, "flash-attn-3",
+                  ("flash_attn_2", "page_size 64 is not supported (flash_attn_2: multiples of 256)")),
+    "rocm:gfx942": ("aiter", 16, "amd-aiter",
+                    ("flash_attn_3", "platform rocm is not supported (flash_attn_3: cuda)")),
+    "npu:ascend910b": ("ascend", 128, "torch-npu",
+                       ("flash_attn_3", "platform npu is not supported (flash_attn_3: cuda)")),
+    "musa:mp31": ("mate", 64, "mate",
+                  ("flash_attn_3", "platform musa is not supported (flash_attn_3: cuda)")),
+    "cuda:sm80": ("flash_attn_2", 256, "flash-attn",
+                  ("flash_attn_3", "arch sm80 is not supported (flash_attn_3: sm90)")),
+    "cuda:sm120": ("flash_attn_2", 256, "flash-attn",
+                   ("flash_attn_3", "arch sm120 is not supported (flash_attn_3: sm90)")),
+    "rocm:gfx950": ("aiter", 16, "amd-aiter",
+                    ("flash_attn_3", "platform rocm is not supported (flash_attn_3: cuda)")),
+    "npu:ascend910c": ("ascend", 128, "torch-npu",
+                       ("flash_attn_3", "platform npu is not supported (flash_attn_3: cuda)")),
+    "npu:ascend950": ("ascend", 128, "torch-npu",
+                      ("flash_attn_3", "platform npu is not supported (flash_attn_3: cuda)")),
+    "cuda:sm75": ("torch", 16, None,
+                  ("flash_attn_2", "arch sm75 is not supported (flash_attn_2: sm80, sm86, sm87, sm89, sm90, "
+                                   "sm100, sm103, sm110, sm120, sm121)")),
+    "rocm:gfx90a": ("torch", 16, None, ("aiter", "arch gfx90a is not supported (aiter: gfx942, gfx950)")),
+    "npu:ascend310p": ("torch", 16, None,
+                       ("ascend", "arch ascend310p is not supported (ascend: ascend910b, ascend910c, ascend950)")),
+    "musa:mp22": ("torch", 16, None, ("mate", "arch mp22 is not supported (mate: mp31)")),
+    "cpu:x86_64_v3": ("torch", 16, None,
+                      ("flash_attn_3", "platform cpu is not supported (flash_attn_3: cuda)")),
+}
+
+_DECLARED = "(flash_attn_3: sliding_window, attention_chunk, softcap, sinks, non_causal, return_softmax_lse)"
+# (device, backend, config, the whole of one reason): a backend refuses the configuration with this sentence.
+REASONS: list[tuple[str, str, dict[str, Any], str]] = [
+    ("cuda:sm90", "flash_attn_3", {"head_dim": 260}, "head_dim 260 is not supported (flash_attn_3: multiples "
+                                                     "of 8 from 8 to 256)"),
+    ("cuda:sm90", "flash_attn_3", {"head_dim": 128, "head_dim_v": 64},
+     "head_dim 128 with head_dim_v 64 is not supported (flash_attn_3: multiples of 8; equal, 129 to 192 with "
+     "97 to 128, or up to 64 with up to 512)"),
+    ("cuda:sm90", "flash_attn_3", {"head_dim": 256, "head_dim_v": 128},
+     "head_dim 256 with head_dim_v 128 is not supported (flash_attn_3: multiples of 8; equal, 129 to 192 with 97 to "
+     "128, or up to 64 with up to 512)"),
+    ("cuda:sm90", "flash_attn_3", {"head_dim": 192, "head_dim_v": 96},
+     "head_dim 192 with head_dim_v 96 is not supported (flash_attn_3: multiples of 8; equal, 129 to 192 with 97 to "
+     "128, or up to 64 with up to 512)"),
+    ("cuda:sm90", "flash_attn_3", {"head_dim": 72, "head_dim_v": 512},
+     "head_dim 72 with head_dim_v 512 is not supported (flash_attn_3: multiples of 8; equal, 129 to 192 with 97 to "
+     "128, or up to 64 with up to 512)"),
+    ("cuda:sm90", "flash_attn_3", {"dtype": "float32"},
+     "dtype float32 is not supported (flash_attn_3: float16, bfloat16)"),
+    ("cuda:sm90", "flash_attn_3", {"kv_cache_dtype": "fp8_e5m2"},
+     "kv_cache_dtype fp8_e5m2 is not supported (flash_attn_3 with dtype bfloat16: auto, bfloat16, fp8_e4m3)"),
+    ("cuda:sm90", "flash_attn_3", {"kv_cache_dtype": "fp8", "dtype": "float16"},
+     "kv_cache_dtype fp8_e4m3 with dtype float16 is not supported (flash_attn_3: bfloat16, which is what the "
+     "kernel returns for fp8)"),
+    ("cuda:sm90", "flash_attn_3", {"kv_cache_dtype": "fp8", "head_dim": 72},
+     "kv_cache_dtype fp8_e4m3 with head_dim 72 and head_dim_v 72 is not supported (flash_attn_3: multiples "
+     "of 16, head_dim_v up to 256)"),
+    ("cuda:sm90", "flash_attn_3", {"kv_cache_dtype": "fp8", "head_dim": 64, "head_dim_v": 512},
+     "kv_cache_dtype fp8_e4m3 with head_dim 64 and head_dim_v 512 is not supported (flash_attn_3: multiples "
+     "of 16, head_dim_v up to 256)"),
+    ("cuda:sm90", "flash_attn_3", {"sinks": True, "return_softmax_lse": True},
+     "return_softmax_lse with sinks is not supported (flash_attn_3: one of the two; whether the LSE of "
+     "sglang-kernel holds the sink is not known)"),
+    ("cuda:sm90", "flash_attn_3", {"tree_mask": True}, f"tree_mask is not supported {_DECLARED}"),
+    ("cuda:sm90", "flash_attn_3", {"context_parallel_size": 4}, f"context_parallel 4 is not supported {_DECLARED}"),
+    ("cuda:sm80", "flash_attn_2", {"page_size": 16},
+     "page_size 16 is not supported (flash_attn_2: multiples of 256)"),
+    ("cuda:sm80", "flash_attn_2", {"attention_chunk": 64},
+     "attention_chunk 64 is not supported (flash_attn_2: sliding_window, softcap, non_causal, return_softmax_lse)"),
+    ("cuda:sm80", "flash_attn_2", {"head_dim": 192, "head_dim_v": 128},
+     "head_dim 192 with head_dim_v 128 is not supported (flash_attn_2: equal dims only)"),
+    ("cuda:sm80", "flash_attn_2", {"kv_cache_dtype": "fp8"},
+     "kv_cache_dtype fp8_e4m3 is not supported (flash_attn_2 with dtype bfloat16: auto, bfloat16)"),
+    ("rocm:gfx942", "aiter", {"page_size": 32}, "page_size 32 is not supported (aiter: 16, 1024)"),
+    ("rocm:gfx942", "aiter", {"head_dim": 64}, "head_dim 64 is not supported (aiter: 128, 256)"),
+    ("rocm:gfx942", "aiter", {"sliding_window": 1},
+     "sliding_window 1 would be ignored by the assembly kernels, which take a left bound of 0 for none "
+     "(aiter: 2 or more)"),
+    ("rocm:gfx942", "aiter", {"sinks": True},
+     "sinks would be ignored by the assembly kernels that flash_attn_varlen_func picks for bfloat16 (aiter: "
+     "sinks False)"),
+    ("rocm:gfx942", "aiter", {"attention_type": "encoder"},
+     "attention_type encoder is not supported (aiter: decoder)"),
+    ("npu:ascend910b", "ascend", {"page_size": 64}, "page_size 64 is not supported (ascend: 128)"),
+    ("npu:ascend910b", "ascend", {"head_dim": 256}, "head_dim 256 is not supported (ascend: 64, 128, 192)"),
+    ("npu:ascend910b", "ascend", {"head_dim": 192, "head_dim_v": 64},
+     "head_dim 192 with head_dim_v 64 is not supported (ascend: 192/128)"),
+    ("npu:ascend910b", "ascend", {"sliding_window": 4096},
+     "sliding_window 4096 is not certain: vllm-ascend passes pre_tokens W and SGLang W - 1 to the same op "
+     "(ascend: sliding_window None)"),
+    ("npu:ascend910b", "ascend", {"causal": False},
+     "non_causal gave uniform averages, no error: vllm-ascend#13699 (ascend: causal)"),
+    ("npu:ascend910b", "ascend", {"softcap": 50},
+     "softcap 50.0 would be ignored: the op has no such argument (ascend: softcap 0.0)"),
+    ("npu:ascend910b", "ascend", {"sinks": True},
+     "sinks are an argument of npu_fused_infer_attention_score_v2 only (ascend: sinks False)"),
+    ("npu:ascend910b", "ascend", {"num_heads": 512, "num_kv_heads": 512},
+     "num_kv_heads * head_dim 65536 is not supported (ascend: up to 65535)"),
+    ("npu:ascend910b", "ascend", {"num_heads": 130, "num_kv_heads": 2},
+     "num_heads 130 with num_kv_heads 2 is not supported (ascend: up to 256 heads, up to 64 per KV head)"),
+    ("npu:ascend310p", "ascend", {},
+     "arch ascend310p has no npu_fused_infer_attention_score but ops and a cache layout of its own (ascend: "
+     "ascend910b, ascend910c, ascend950)"),
+    ("musa:mp31", "mate", {"kv_cache_dtype": "fp8"},
+     "kv_cache_dtype fp8_e4m3 is not supported (mate with dtype bfloat16: auto, bfloat16)"),
+    ("musa:mp31", "mate", {"head_dim": 128, "head_dim_v": 64},
+     "head_dim 128 with head_dim_v 64 is not supported (mate: 192/128)"),
+    ("musa:mp31", "mate", {"head_dim": 520}, "head_dim 520 is not supported (mate: multiples of 8 from 8 to 512)"),
+    ("musa:mp31", "mate", {"sinks": True},
+     "sinks with sliding_window None is not supported (mate: sinks with a sliding_window; they are "
+     "documented on its local-attention path only)"),
+    ("musa:mp31", "mate", {"attention_chunk": 8192},
+     "attention_chunk 8192 needs MUSA SDK 5.1 or newer, and HAL does not read its version (mate: "
+     "attention_chunk None)"),
+]
+
+# (device, backend, config) that the backend accepts.
+ACCEPTED: list[tuple[str, str, dict[str, Any]]] = [
+    ("cuda:sm90", "flash_attn_3", {"page_size": 1, "sliding_window": 128, "softcap": 30}),
+    ("cuda:sm90", "flash_attn_3", {"attention_chunk": 8192, "head_dim": 192, "head_dim_v": 128}),
+    ("cuda:sm90", "flash_attn_3", {"head_dim": 64, "head_dim_v": 512}),
+    ("cuda:sm90", "flash_attn_3", {"head_dim": 136, "head_dim_v": 104}),
+    ("cuda:sm90", "flash_attn_3", {"kv_cache_dtype": "fp8", "max_decode_query_len": 8}),
+    ("cuda:sm90", "flash_attn_3", {"attention_type": "encoder", "causal": False}),
+    ("cuda:sm90", "flash_attn_3", {"sinks": True}),
+    ("cuda:sm80", "flash_attn_2", {"page_size": 512, "softcap": 50, "return_softmax_lse": True}),
+    ("rocm:gfx950", "aiter", {"head_dim": 256, "softcap": 30, "sliding_window": 2, "page_size": 1024}),
+    ("npu:ascend910c", "ascend", {"head_dim": 192, "head_dim_v": 128, "return_softmax_lse": True}),
+    ("musa:mp31", "mate", {"head_dim": 96, "page_size": 1}),
+    ("musa:mp31", "mate", {"head_dim": 384}),
+    ("musa:mp31", "mate", {"sinks": True, "sliding_window": 128}),
+]
+
+# (field, bad value, what the message must say beside the field and the value)
+BAD_FIELDS: list[tuple[str, Any, str]] = [
+    ("num_heads", 0, ">= 1"),
+    ("num_heads", 33, "multiple of num_kv_heads"),
+    ("num_heads", True, "whole number"),
+    ("num_kv_heads", -8, ">= 1"),
+    ("num_kv_heads", 8.0, "whole number"),
+    ("head_dim", "128", "whole number"),
+    ("head_dim_v", 0, ">= 1"),
+    ("dtype", "int8", "float16, bfloat16, float32"),
+    ("dtype", None, "float16, bfloat16, float32"),
+    ("kv_cache_dtype", "int4", "fp8_e4m3"),
+    ("kv_cache_dtype", "fp8_ds_mla", "mla"),
+    ("page_size", 0, ">= 1"),
+    ("page_size", 16.0, "whole number"),
+    ("causal", 1, "True or False"),
+    ("sliding_window", 0, ">= 1"),
+    ("sliding_window", -1, ">= 1"),
+    ("attention_chunk", 0, ">= 1"),
+    ("softcap", -1.0, ">= 0"),
+    ("softcap", float("nan"), "finite"),
+    ("softcap", float("inf"), "finite"),
+    ("softcap", True, "finite number"),
+    ("sinks", "yes", "True or False"),
+    ("mla", 576, "MLADims"),
+    ("sparse", None, "True or False"),
+    ("attention_type", "cross", "encoder_decoder"),
+    ("tree_mask", 1, "True or False"),
+    ("mm_prefix", "no", "True or False"),
+    ("softmax_scale", 0.0, "> 0"),
+    ("softmax_scale", "0.1", "finite number"),
+    ("return_softmax_lse", 0, "True or False"),
+    ("max_decode_query_len", 0, ">= 1"),
+    ("context_parallel_size", 0, ">= 1"),
+    ("deterministic", None, "True or False"),
+    ("graph", 2, "True or False"),
+]

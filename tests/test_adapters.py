@@ -1,0 +1,666 @@
+"""Every adapter against a recorder that has the vendor functions' real parameter lists.
+
+This proves the binding of arguments for ONE release of each vendor package (data_signatures.py), on CPU
+tensors and without any kernel: which function is called, with which arguments, and that nothing is dropped.
+It says nothing about numbers, so the backends stay at level "declared".
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+from data_signatures import SCHEMAS, SIGNATURES
+
+from hal import AttentionConfig, Platform, contract, registry
+from hal.packages import Package
+
+torch = pytest.importorskip("torch")
+
+B, H, HKV, D, PAGES = 2, 4, 2, 128, 3
+INF = float("inf")
+# Adapter -> (backend, vendor module, platform, page size it is called with).
+ADAPTERS = {
+    "fa3": ("flash_attn_3", "flash_attn_interface", "cuda:sm90", 64),
+    "fa3_sglang": ("flash_attn_3", "sgl_kernel.flash_attn", "cuda:sm90", 64),
+    "fa2": ("flash_attn_2", "flash_attn.flash_attn_interface", "cuda:sm80", 256),
+    "mate": ("mate", "mate.mha_interface", "musa:mp31", 64),
+    "aiter": ("aiter", "aiter.ops.mha", "rocm:gfx942", 16),
+    "ascend": ("ascend", "torch_npu", "npu:ascend910b", 128),
+}
+
+
+class Recorder(types.ModuleType):
+    """A vendor module: its functions reject what the real parameter list rejects, and answer with shapes."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        for function, parameters in SIGNATURES.get(name, ("", {}))[1].items():
+            setattr(self, function, self._function(function, parameters))
+        if name == "torch_npu":
+            for op in SCHEMAS:
+                setattr(self, op, self._op(op))
+
+    def _function(self, name: str, parameters: str) -> Any:
+        scope: dict[str, Any] = {}
+        exec(f"def {name}({parameters}): return locals()", scope)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            arguments = scope[name](*args, **kwargs)
+            self.calls.append((name, arguments))
+            return _answer(self.__name__, name, arguments)
+
+        return call
+
+    def _op(self, name: str) -> Any:
+        schema = torch._C.parse_schema("npu::" + name + SCHEMAS[name].partition(name)[2])
+        by_name = {a.name: a for a in schema.arguments}
+        positional = [a.name for a in schema.arguments if not a.kwarg_only]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = dict(zip(positional, args), **kwargs)
+            assert len(args) <= len(positional), "too many positional arguments"
+            assert given.keys() <= by_name.keys(), f"no such argument: {given.keys() - by_name.keys()}"
+            missing = [n for n, a in by_name.items() if not a.has_default_value() and n not in given]
+            assert not missing, missing
+            for argument, value in given.items():
+                _check_type(argument, str(by_name[argument].type), value)
+            self.calls.append((name, given))
+            if name == "npu_scatter_pa_kv_cache":
+                return None
+            q = given["query"]
+            lse = torch.zeros(*q.shape[:2], 1) if given["softmax_lse_flag"] else torch.empty(0)
+            return torch.zeros(*q.shape[:2], D), lse
+
+        return call
+
+
+def _check_type(name: str, kind: str, value: Any) -> None:
+    if value is None:
+        assert kind.startswith("Optional"), f"{name} may not be None"
+    elif "List[int]" in kind:
+        assert isinstance(value, list), f"{name} {value!r} is no list"
+        assert {type(v) for v in value} <= {int}, f"{name} {value!r} holds other things than ints"
+    elif "Tensor" in kind:
+        assert isinstance(value, torch.Tensor), f"{name} {value!r} is no tensor"
+    else:
+        wanted = kind.removeprefix("Optional[").rstrip("]")
+        assert type(value).__name__ == wanted, f"{name} {value!r} is no {kind}"
+
+
+def _answer(module: str, function: str, a: dict[str, Any]) -> Any:
+    """The vendor's results: kvcache of FlashAttention 3 and MATE adds two, varlen of 2 one; +inf: no keys."""
+    q = a["q"]
+    lse_shape = (q.shape[0], q.shape[2], q.shape[1]) if q.dim() == 4 else (q.shape[1], q.shape[0])
+    out, lse = torch.zeros(*q.shape[:-1], D), torch.zeros(lse_shape)
+    lse.view(-1)[0] = {"mate.mha_interface": -INF}.get(module, INF)
+    if not (a.get("return_softmax_lse") or a.get("return_attn_probs") or a.get("return_lse")):
+        return out
+    if function == "flash_attn_with_kvcache" and module != "flash_attn.flash_attn_interface":
+        return out, lse, torch.empty(0), torch.empty(0)
+    if function == "flash_attn_varlen_func" and module == "flash_attn.flash_attn_interface":
+        return out, lse, None
+    return out, lse
+
+
+@pytest.fixture
+def bind(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """bind(adapter, **config) -> (Bound, Recorder), the vendor module being the recorder."""
+
+    def make(adapter: str, **config: Any) -> tuple[Any, Recorder]:
+        name, module, platform, _ = ADAPTERS[adapter]
+        recorder = Recorder(module)
+        monkeypatch.setitem(sys.modules, module, recorder)
+        backend = registry.get(name)
+        package = next(p for p in backend.packages if p.module == module)
+        where = Platform("cpu", Platform.parse(platform).arch, "cpu")
+        settings = AttentionConfig(**{"num_heads": H, "num_kv_heads": HKV, "head_dim": D, **config})
+        return backend.bind(settings, where, package), recorder
+
+    return make
+
+
+def ints(*values: int) -> Any:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def kvcache_call(adapter: str, **more: Any) -> dict[str, Any]:
+    """A paged decode call that every adapter accepts."""
+    page = ADAPTERS[adapter][3]
+    return {"q": torch.zeros(B, 1, H, D), "k_cache": torch.zeros(8, page, HKV, D),
+            "v_cache": torch.zeros(8, page, HKV, D), "cache_seqlens": ints(5, 7),
+            "page_table": ints(*range(B * PAGES)).reshape(B, PAGES), "causal": True, **more}
+
+
+def varlen_call(adapter: str, **more: Any) -> dict[str, Any]:
+    """A packed prefill call that every adapter accepts: sequences of 2 and 3 tokens."""
+    return {"q": torch.zeros(5, H, D), "k": torch.zeros(5, HKV, D), "v": torch.zeros(5, HKV, D),
+            "cu_seqlens_q": ints(0, 2, 5), "cu_seqlens_k": ints(0, 2, 5), "max_seqlen_q": 3,
+            "max_seqlen_k": 3, "causal": True, **more}
+
+
+def paged_varlen_call(adapter: str, **more: Any) -> dict[str, Any]:
+    call = kvcache_call(adapter)
+    return {**varlen_call(adapter), "k": call["k_cache"], "v": call["v_cache"], "cu_seqlens_k": None,
+            "max_seqlen_k": None, "seqused_k": ints(5, 7), "page_table": call["page_table"], **more}
+
+
+def run(bound: Any, function: str, call: dict[str, Any]) -> Any:
+    return getattr(bound, function)(**call)
+
+
+# --- every argument of the contract: forwarded, adapted or refused ---
+
+PACKED = {"q": torch.zeros(3, H, D), "max_seqlen_q": 2}
+NEW = {"k": torch.zeros(B, 1, HKV, D), "v": torch.zeros(B, 1, HKV, D)}
+# Argument -> (a value that is not the default, what must come with it).
+KVCACHE_SAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "k": (torch.ones(B, 1, HKV, D), {"v": NEW["v"]}),
+    "v": (torch.ones(B, 1, HKV, D), {"k": NEW["k"]}),
+    "qv": (torch.ones(B, 1, H, 512), {}),
+    "rotary_cos": (torch.ones(512, 8), NEW),
+    "rotary_sin": (torch.ones(512, 8), NEW),
+    "cache_seqlens": (ints(6, 8), {}),
+    "cache_batch_idx": (ints(1, 0), {}),
+    "cache_leftpad": (ints(1, 0), {}),
+    "page_table": (ints(*range(6, 0, -1)).reshape(2, 3), {}),
+    "cu_seqlens_q": (ints(0, 1, 3), PACKED),
+    "cu_seqlens_k_new": (ints(0, 1, 2), NEW),
+    "max_seqlen_q": (1, {}),
+    "rotary_seqlens": (ints(1, 1), NEW),
+    "q_descale": (torch.full((B, HKV), 2.0), {}),
+    "k_descale": (torch.full((B, HKV), 2.0), {}),
+    "v_descale": (torch.full((B, HKV), 2.0), {}),
+    "softmax_scale": (0.25, {}),
+    "causal": (False, {"q": torch.zeros(B, 3, H, D)}),
+    "window_size": ((2, 0), {}),
+    "attention_chunk": (4, {}),
+    "softcap": (30.0, {}),
+    "rotary_interleaved": (False, NEW),
+    "scheduler_metadata": (ints(1, 2, 3), {}),
+    "num_splits": (3, {}),
+    "pack_gqa": (True, {}),
+    "sm_margin": (2, {}),
+    "return_softmax_lse": (True, {}),
+    "sinks": (torch.ones(H, dtype=torch.bfloat16), {"window_size": (2, 0)}),
+    "out": (torch.ones(B, 1, H, D), {}),
+    "tree_mask": (torch.ones(B, 1, 1, dtype=torch.bool), {}),
+    "mm_prefix_ranges": (ints(0, 2, 0, 2).reshape(2, 1, 2), {}),
+    "sparse_indices": (ints(1, 2).reshape(2, 1), {}),
+    "cp_world_size": (2, {}),
+    "cp_rank": (1, {}),
+    "cp_tot_seqused_k": (ints(9, 9), {}),
+}
+_HINTS = {"scheduler_metadata", "pack_gqa", "sm_margin"}
+_DESCALES = {"q_descale", "k_descale", "v_descale"}
+_EXTENSIONS = {"tree_mask", "mm_prefix_ranges", "sparse_indices", "cp_world_size", "cp_rank",
+               "cp_tot_seqused_k"}
+_APPEND = {"k", "v", "rotary_cos", "rotary_sin", "rotary_seqlens", "rotary_interleaved", "cu_seqlens_k_new"}
+_ROWS = {"cache_batch_idx", "cache_leftpad"}
+KVCACHE_REFUSED = {
+    "fa3": _DESCALES | _EXTENSIONS | {"qv", "sinks", "out"},
+    "fa3_sglang": _DESCALES | _EXTENSIONS | {"qv", "out"},
+    "fa2": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | {"qv", "rotary_seqlens", "cu_seqlens_k_new",
+                                                       "attention_chunk", "sinks", "out"},
+    "mate": _DESCALES | _EXTENSIONS | {"qv", "attention_chunk", "out"},
+    "aiter": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {"qv", "num_splits", "attention_chunk",
+                                                                   "sinks", "out"},
+    "ascend": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {"qv", "num_splits", "attention_chunk",
+                                                                    "sinks", "out", "softcap", "window_size",
+                                                                    "causal"},
+}
+# Accepted although nothing of the call changes: what it says is checked against q, or held by the lengths.
+KVCACHE_CHECKED = {"fa2": {"max_seqlen_q"}, "aiter": {"max_seqlen_q"}, "ascend": {"max_seqlen_q"}}
+
+VARLEN_SAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "cu_seqlens_k": (ints(0, 3, 6), {}),
+    "max_seqlen_q": (4, {}),
+    "max_seqlen_k": (4, {}),
+    "seqused_q": (ints(1, 1), {}),
+    "seqused_k": (ints(2, 3), {}),
+    "softmax_scale": (0.25, {}),
+    "causal": (False, {}),
+    "qv": (torch.ones(5, H, 512), {}),
+    "q_descale": (torch.full((B, HKV), 2.0), {}),
+    "k_descale": (torch.full((B, HKV), 2.0), {}),
+    "v_descale": (torch.full((B, HKV), 2.0), {}),
+    "window_size": ((2, 0), {}),
+    "attention_chunk": (4, {}),
+    "softcap": (30.0, {}),
+    "num_splits": (3, {}),
+    "pack_gqa": (True, {}),
+    "deterministic": (True, {}),
+    "sm_margin": (2, {}),
+    "return_attn_probs": (True, {}),
+    "return_softmax_lse": (True, {}),
+    "page_table": (ints(*range(6)).reshape(2, 3), {}),  # in a call with pages for k and v
+    "sinks": (torch.ones(H, dtype=torch.bfloat16), {"window_size": (2, 0)}),
+    "out": (torch.ones(5, H, D), {}),
+    "tree_mask": (torch.ones(5, 3, dtype=torch.bool), {}),
+    "mm_prefix_ranges": (ints(0, 2, 0, 2).reshape(2, 1, 2), {}),
+    "sparse_indices": (torch.ones(5, 1, dtype=torch.int32), {}),
+    "cp_world_size": (2, {}),
+    "cp_rank": (1, {}),
+    "cp_tot_seqused_k": (ints(9, 9), {}),
+}
+_VARLEN_HINTS = {"pack_gqa", "sm_margin", "num_splits"}
+_SEQUSED = {"seqused_q", "seqused_k"}  # seqused_k without page_table
+VARLEN_REFUSED = {
+    "fa3": _DESCALES | _EXTENSIONS | {"qv", "sinks", "out"},
+    "fa3_sglang": _DESCALES | _EXTENSIONS | {"qv", "out", "deterministic"},
+    "fa2": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks", "out"},
+    "mate": _DESCALES | _EXTENSIONS | {"qv", "attention_chunk"},
+    "aiter": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks"},
+    "ascend": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks", "out",
+                                                                    "softcap", "window_size", "causal",
+                                                                    "deterministic"},
+}
+VARLEN_CHECKED = {"ascend": {"max_seqlen_q", "max_seqlen_k"}}
+
+
+# Tensors that the vendor gets as something else: Ascend's op wants lengths as lists from the host.
+# aiter's wants exactly one row of the page table a sequence.
+TRANSLATED = {"ascend": {"cache_seqlens", "cu_seqlens_q", "cu_seqlens_k"}, "aiter": {"page_table"}}
+
+
+def test_samples_cover_the_contract() -> None:
+    optional = lambda s: {n for n, p in s.parameters.items() if p.default is not p.empty}  # noqa: E731
+    assert KVCACHE_SAMPLES.keys() == optional(contract.WITH_KVCACHE)
+    assert VARLEN_SAMPLES.keys() == optional(contract.VARLEN)
+    for samples, signature in ((KVCACHE_SAMPLES, contract.WITH_KVCACHE), (VARLEN_SAMPLES, contract.VARLEN)):
+        for name, (value, _) in samples.items():
+            # The base calls are causal already.
+            assert name == "causal" or differs(value, signature.parameters[name].default)
+
+
+def differs(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape != b.shape or not torch.equal(a, b)
+    return type(a) is not type(b) or a != b
+
+
+def check_argument(bound: Any, recorder: Recorder, adapter: str, function: str, name: str, value: Any,
+                   base: dict[str, Any], reference: dict[str, Any], refused: bool, checked: bool) -> None:
+    """The call `base` with the argument against the call `reference` without it."""
+    if refused:
+        with pytest.raises(ValueError, match=rf"^{name} .*\({ADAPTERS[adapter][0]}"):
+            run(bound, function, {**base, name: value})
+        assert recorder.calls == [], "refused only after the call"
+        return
+    run(bound, function, {**base, name: value})
+    with_it = recorder.calls[-1]
+    if isinstance(value, torch.Tensor) and name not in TRANSLATED.get(adapter, ()):
+        assert any(seen is value for seen in with_it[1].values()), f"{name} did not reach {with_it[0]}"
+    run(bound, function, reference)
+    without = recorder.calls[-1]
+    changed = with_it[0] != without[0] or {n for n in with_it[1].keys() | without[1].keys()
+                                           if differs(with_it[1].get(n), without[1].get(n))}
+    assert bool(changed) != checked, f"{name} was dropped" if not changed else f"{name} is not only checked"
+
+
+@pytest.mark.parametrize("name", KVCACHE_SAMPLES)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_no_argument_of_with_kvcache_is_dropped(bind: Any, adapter: str, name: str) -> None:
+    bound, recorder = bind(adapter)
+    value, companions = KVCACHE_SAMPLES[name]
+    if name in KVCACHE_REFUSED[adapter]:
+        # Companions that are refused themselves would be named instead.
+        companions = {n: v for n, v in companions.items() if n not in KVCACHE_REFUSED[adapter]}
+    base = kvcache_call(adapter, **companions)
+    # Queries can't be packed without cu_seqlens_q.
+    reference = kvcache_call(adapter) if name == "cu_seqlens_q" else base
+    check_argument(bound, recorder, adapter, "flash_attn_with_kvcache", name, value, base, reference,
+                   name in KVCACHE_REFUSED[adapter], name in KVCACHE_CHECKED.get(adapter, ()))
+
+
+@pytest.mark.parametrize("name", VARLEN_SAMPLES)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_no_argument_of_varlen_is_dropped(bind: Any, adapter: str, name: str) -> None:
+    bound, recorder = bind(adapter)
+    value, companions = VARLEN_SAMPLES[name]
+    companions = {n: v for n, v in companions.items() if n not in VARLEN_REFUSED[adapter]}
+    reference = varlen_call(adapter, **companions)
+    base = paged_varlen_call(adapter) if name == "page_table" else reference
+    check_argument(bound, recorder, adapter, "flash_attn_varlen_func", name, value, base, reference,
+                   name in VARLEN_REFUSED[adapter], name in VARLEN_CHECKED.get(adapter, ()))
+
+
+@pytest.mark.parametrize("function", ["flash_attn_with_kvcache", "flash_attn_varlen_func"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_unknown_argument_is_a_type_error(bind: Any, adapter: str, function: str) -> None:
+    bound, _ = bind(adapter)
+    call = kvcache_call(adapter) if function == "flash_attn_with_kvcache" else varlen_call(adapter)
+    with pytest.raises(TypeError, match="block_tables"):
+        run(bound, function, {**call, "block_tables": 1})
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_defaults_spelled_out_are_accepted(bind: Any, adapter: str) -> None:
+    for signature, function, call in (
+            (contract.WITH_KVCACHE, "flash_attn_with_kvcache", kvcache_call(adapter)),
+            (contract.VARLEN, "flash_attn_varlen_func", varlen_call(adapter))):
+        bound, recorder = bind(adapter)
+        defaults = {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
+        run(bound, function, {**defaults, "window_size": [-1, -1], **call})
+        assert len(recorder.calls) == 1
+
+
+# --- results ---
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_lse_is_exactly_a_pair_with_minus_inf(bind: Any, adapter: str) -> None:
+    bound, _ = bind(adapter, return_softmax_lse=True)
+    out, lse = run(bound, "flash_attn_with_kvcache", kvcache_call(adapter, return_softmax_lse=True))
+    assert out.shape == (B, 1, H, D)
+    assert lse.shape == (B, H, 1)
+    assert not (lse == INF).any()
+    if adapter != "ascend":
+        assert lse.flatten()[0] == -INF
+    for flag in contract.VARLEN_LSE:
+        out, lse = run(bound, "flash_attn_varlen_func", varlen_call(adapter, **{flag: True}))
+        assert (out.shape, lse.shape) == ((5, H, D), (H, 5))
+        assert not (lse == INF).any()
+    out, lse = run(bound, "flash_attn_varlen_func", paged_varlen_call(adapter, return_softmax_lse=True))
+    assert (out.shape, lse.shape) == ((5, H, D), (H, 5))
+    assert isinstance(run(bound, "flash_attn_varlen_func", varlen_call(adapter)), torch.Tensor)
+    assert isinstance(run(bound, "flash_attn_with_kvcache", kvcache_call(adapter)), torch.Tensor)
+
+
+@pytest.mark.parametrize(("adapter", "name"), [("fa3", "softmax_scale"), ("fa2", "softmax_scale"),
+                                               ("mate", "softmax_scale"), ("aiter", "softmax_scale"),
+                                               ("ascend", "scale")])
+def test_scale_of_the_config_is_the_default(bind: Any, adapter: str, name: str) -> None:
+    bound, recorder = bind(adapter, softmax_scale=0.5)
+    for function, call in (("flash_attn_with_kvcache", kvcache_call(adapter)),
+                           ("flash_attn_varlen_func", varlen_call(adapter)),
+                           ("flash_attn_varlen_func", paged_varlen_call(adapter))):
+        run(bound, function, call)
+        assert recorder.calls[-1][1][name] == 0.5
+        run(bound, function, {**call, "softmax_scale": 2.0})
+        assert recorder.calls[-1][1][name] == 2.0
+
+
+# --- one by one ---
+
+def test_fa3_takes_descales_with_an_fp8_cache_only(bind: Any) -> None:
+    # "if q_type == Float8": the 16-bit kernels read none (flash_api.cpp).
+    descale = torch.full((B, HKV), 2.0)
+    bound, recorder = bind("fa3", kv_cache_dtype="fp8_e4m3")
+    run(bound, "flash_attn_with_kvcache", kvcache_call("fa3", k_descale=descale))
+    assert recorder.calls[-1][1]["k_descale"] is descale
+    bound, _ = bind("fa3")
+    with pytest.raises(ValueError, match="k_descale"):
+        run(bound, "flash_attn_with_kvcache", kvcache_call("fa3", k_descale=descale))
+
+
+def test_fa3_varlen_over_pages_is_the_kvcache_function(bind: Any) -> None:
+    for adapter in ("fa3", "fa3_sglang"):
+        bound, recorder = bind(adapter)
+        call = paged_varlen_call(adapter, window_size=(3, 0), softcap=20.0)
+        run(bound, "flash_attn_varlen_func", call)
+        [(function, seen)] = recorder.calls
+        assert function == "flash_attn_with_kvcache"
+        assert seen["cache_seqlens"] is call["seqused_k"]
+        assert seen["cu_seqlens_q"] is call["cu_seqlens_q"]
+        assert (seen["max_seqlen_q"], seen["window_size"], seen["softcap"]) == (3, (3, 0), 20.0)
+        assert seen["page_table"] is call["page_table"]
+        assert seen["num_splits"] == 1, "the varlen function's default"
+        for name, value in (("cu_seqlens_k", ints(0, 5, 12)), ("seqused_q", ints(1, 1)), ("seqused_k", None)):
+            with pytest.raises(ValueError, match=name):
+                run(bound, "flash_attn_varlen_func", {**call, name: value})
+
+
+def test_fa3_spreads_scalar_descales(bind: Any) -> None:
+    bound, recorder = bind("fa3", kv_cache_dtype="fp8_e4m3")
+    run(bound, "flash_attn_with_kvcache", kvcache_call("fa3", q_descale=2.0, k_descale=torch.tensor(3.0)))
+    seen = recorder.calls[-1][1]
+    assert torch.equal(seen["q_descale"], torch.full((B, HKV), 2.0))
+    assert torch.equal(seen["k_descale"], torch.full((B, HKV), 3.0))
+    assert seen["v_descale"] is None
+    run(bound, "flash_attn_varlen_func", varlen_call("fa3", v_descale=0.5))
+    assert torch.equal(recorder.calls[-1][1]["v_descale"], torch.full((B, HKV), 0.5))
+
+
+def test_sinks_reach_sglangs_function_only(bind: Any) -> None:
+    sinks = torch.ones(H)
+    bound, recorder = bind("fa3_sglang", sinks=True)
+    run(bound, "flash_attn_with_kvcache", kvcache_call("fa3_sglang", sinks=sinks))
+    run(bound, "flash_attn_varlen_func", varlen_call("fa3_sglang", sinks=sinks))
+    assert [call[1]["sinks"] is sinks for call in recorder.calls] == [True, True]
+
+
+def test_fa2_renames_and_routes(bind: Any) -> None:
+    bound, recorder = bind("fa2")
+    call = kvcache_call("fa2")
+    run(bound, "flash_attn_with_kvcache", call)
+    function, seen = recorder.calls[-1]
+    assert function == "flash_attn_with_kvcache"
+    assert seen["block_table"] is call["page_table"]
+    for lengths, cumulative in ((ints(5, 7), [0, 5, 12]), (9, [0, 9, 18])):
+        run(bound, "flash_attn_with_kvcache",
+            kvcache_call("fa2", q=torch.zeros(5, H, D), cu_seqlens_q=ints(0, 2, 5), max_seqlen_q=3,
+                         cache_seqlens=lengths, window_size=(4, 0)))
+        function, seen = recorder.calls[-1]
+        assert function == "flash_attn_varlen_func"
+        assert seen["cu_seqlens_k"].tolist() == cumulative
+        assert seen["cu_seqlens_k"].dtype == torch.int32
+        assert (seen["max_seqlen_q"], seen["max_seqlen_k"], seen["window_size"]) == (3, PAGES * 256, (4, 0))
+    with pytest.raises(ValueError, match="max_seqlen_q 7"):
+        run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", max_seqlen_q=7))
+    packed = {**PACKED, "cu_seqlens_q": ints(0, 1, 3)}
+    for name in ("k", "v", "rotary_cos", "cache_batch_idx", "num_splits"):
+        value = KVCACHE_SAMPLES[name][0]
+        with pytest.raises(ValueError, match=rf"^{name} .*flash_attn_2 with cu_seqlens_q"):
+            run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", **{**packed, name: value}))
+    for name in ("page_table", "cache_seqlens"):
+        with pytest.raises(ValueError, match=f"{name} None"):
+            run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", **{**packed, name: None}))
+
+
+def test_fa2_unpaged_cache_takes_batch_index_and_leftpad(bind: Any) -> None:
+    bound, recorder = bind("fa2")
+    run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", page_table=None, cache_batch_idx=ints(1, 0),
+                                                       cache_leftpad=ints(0, 1)))
+    assert recorder.calls[-1][1]["cache_leftpad"].tolist() == [0, 1]
+    assert recorder.calls[-1][1]["cache_batch_idx"].tolist() == [1, 0]
+
+
+def test_mate_uses_its_native_names(bind: Any) -> None:
+    bound, recorder = bind("mate", sinks=True, sliding_window=4)
+    sinks = torch.full((H,), 2.0, dtype=torch.bfloat16)
+    for function, call in (("flash_attn_with_kvcache", kvcache_call("mate")),
+                           ("flash_attn_varlen_func", varlen_call("mate"))):
+        flag = {"return_softmax_lse": True}
+        _, lse = run(bound, function, {**call, **flag, "sinks": sinks, "window_size": (3, 0)})
+        seen = recorder.calls[-1][1]
+        assert seen["learnable_sink"] is sinks
+        assert seen["return_softmax_lse"] is True
+        assert lse.flatten()[0] == 2.0, "a row without keys has the sink as its LSE"
+        with pytest.raises(ValueError, match=r"sinks with window_size \(-1, -1\)"):
+            run(bound, function, {**call, "sinks": sinks})
+    assert recorder.calls[-1][1]["num_splits"] == 1, "FlashAttention-3's varlen default, MATE's is 0"
+
+
+def test_mate_never_sees_a_right_bound_of_zero(bind: Any) -> None:
+    # Its "mubin" path is picked for (-1, 0) and then fails its own assertion.
+    bound, recorder = bind("mate")
+    for causal, window, expected in ((True, (-1, 0), (True, (-1, -1))), (False, (-1, 0), (True, (-1, -1))),
+                                     (True, (3, 0), (True, (3, -1))), (False, (3, 2), (False, (3, 2)))):
+        run(bound, "flash_attn_varlen_func", varlen_call("mate", causal=causal, window_size=window))
+        seen = recorder.calls[-1][1]
+        assert (seen["causal"], seen["window_size"]) == expected
+
+
+def test_mate_gets_cu_seqlens_k_new_only_when_appending(bind: Any) -> None:
+    bound, recorder = bind("mate")
+    with pytest.raises(ValueError, match=r"cu_seqlens_k_new .*mate without k"):
+        run(bound, "flash_attn_with_kvcache", kvcache_call("mate", cu_seqlens_k_new=ints(0, 1, 2)))
+    run(bound, "flash_attn_with_kvcache", kvcache_call("mate", cu_seqlens_k_new=ints(0, 1, 2), **NEW))
+    assert recorder.calls[-1][1]["cu_seqlens_k_new"].tolist() == [0, 1, 2]
+
+
+def test_aiter_reads_pages_through_batch_prefill(bind: Any) -> None:
+    bound, recorder = bind("aiter")
+    call = kvcache_call("aiter", q=torch.zeros(B, 3, H, D), softcap=30.0)
+    out = run(bound, "flash_attn_with_kvcache", call)
+    function, seen = recorder.calls[-1]
+    assert function == "mha_batch_prefill_func"
+    assert out.shape == (B, 3, H, D)
+    assert seen["q"].shape == (B * 3, H, D)
+    assert seen["cu_seqlens_q"].tolist() == [0, 3, 6]
+    assert seen["kv_indptr"].tolist() == [0, PAGES, 2 * PAGES]
+    assert seen["kv_page_indices"].tolist() == call["page_table"].flatten().tolist()
+    assert torch.equal(seen["block_table"], call["page_table"])
+    assert seen["seqlen_k"] is call["cache_seqlens"]
+    assert (seen["max_seqlen_q"], seen["max_seqlen_k"], seen["logits_soft_cap"]) == (3, PAGES * 16, 30.0)
+    assert (seen["causal"], seen["window_size"]) == (True, (-1, -1))
+    run(bound, "flash_attn_varlen_func", paged_varlen_call("aiter"))
+    assert recorder.calls[-1][0] == "mha_batch_prefill_func"
+    run(bound, "flash_attn_with_kvcache", kvcache_call("aiter", cache_seqlens=5))
+    assert recorder.calls[-1][1]["seqlen_k"].tolist() == [5, 5]
+
+
+def test_aiter_lse_of_batched_queries_is_per_sequence(bind: Any) -> None:
+    bound, recorder = bind("aiter", return_softmax_lse=True)
+    lse = torch.arange(H * B * 3, dtype=torch.float32).reshape(H, B * 3)
+    recorder.mha_batch_prefill_func = lambda *a, **k: (torch.zeros(B * 3, H, D), lse.clone())
+    backend = registry.get("aiter")
+    bound = backend.bind(AttentionConfig(num_heads=H, num_kv_heads=HKV), Platform("cpu", None, "cpu"),
+                         backend.packages[0])
+    _, result = run(bound, "flash_attn_with_kvcache", kvcache_call("aiter", q=torch.zeros(B, 3, H, D),
+                                                                   return_softmax_lse=True))
+    for b in range(B):
+        for h in range(H):
+            assert result[b, h].tolist() == lse[h, 3 * b:3 * b + 3].tolist()
+
+
+def test_aiter_packed_keys(bind: Any) -> None:
+    bound, recorder = bind("aiter")
+    run(bound, "flash_attn_varlen_func", varlen_call("aiter", window_size=(3, 0), softcap=20.0))
+    function, seen = recorder.calls[-1]
+    assert function == "flash_attn_varlen_func"
+    assert (seen["window_size"], seen["logits_soft_cap"], seen["causal"]) == ((3, -1, 0), 20.0, True)
+    with pytest.raises(ValueError, match=r"window_size \(0, 0\)"):
+        run(bound, "flash_attn_varlen_func", varlen_call("aiter", window_size=(0, 0)))
+
+
+def test_aiter_builds_that_change_softcap_are_refused(bind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CK_TILE_ATTENTION_LOGITS_SOFT_CAP_DEFAULT", "1")
+    with pytest.raises(RuntimeError, match=r"softcap 30\.0"):
+        bind("aiter", softcap=30.0)
+    bound, recorder = bind("aiter")
+    for function, call in (("flash_attn_with_kvcache", kvcache_call("aiter")),
+                           ("flash_attn_varlen_func", varlen_call("aiter"))):
+        with pytest.raises(ValueError, match=r"softcap 30\.0"):
+            run(bound, function, {**call, "softcap": 30.0})
+    assert recorder.calls == []
+
+
+def test_ascend_decode_and_extend(bind: Any) -> None:
+    bound, recorder = bind("ascend")
+    call = kvcache_call("ascend", q=torch.zeros(B, 2, H, D))
+    out = run(bound, "flash_attn_with_kvcache", call)
+    function, seen = recorder.calls[-1]
+    assert function == "npu_fused_infer_attention_score"
+    assert out.shape == (B, 2, H, D)
+    assert seen["query"].shape == (B * 2, H, D)
+    assert seen["key"].shape == seen["value"].shape == (8, 128, HKV * D)
+    assert seen["key"].data_ptr() == call["k_cache"].data_ptr()
+    assert seen["actual_seq_lengths"] == [2, 4], "cumulative"
+    assert seen["actual_seq_lengths_kv"] == [5, 7], "per sequence"
+    assert (seen["input_layout"], seen["sparse_mode"], seen["block_size"]) == ("TND", 3, 128)
+    assert (seen["num_heads"], seen["num_key_value_heads"], seen["scale"]) == (H, HKV, D**-0.5)
+    mask = seen["atten_mask"]
+    assert (mask.shape, mask.dtype) == ((2048, 2048), torch.int8)
+    assert (mask[5, 5], mask[5, 6], mask[6, 5]) == (0, 1, 0), "1 masks out, above the diagonal"
+    run(bound, "flash_attn_with_kvcache", kvcache_call("ascend", q=torch.zeros(3, H, D), max_seqlen_q=2,
+                                                       cu_seqlens_q=ints(0, 1, 3)))
+    assert recorder.calls[-1][1]["actual_seq_lengths"] == [1, 3]
+    assert recorder.calls[-1][1]["atten_mask"] is mask, "one mask per device"
+
+
+def test_ascend_packed_keys_are_cumulative(bind: Any) -> None:
+    bound, recorder = bind("ascend")
+    kv = torch.zeros(7, HKV, D)
+    run(bound, "flash_attn_varlen_func", varlen_call("ascend", k=kv, v=kv, cu_seqlens_k=ints(0, 3, 7),
+                                                     max_seqlen_k=4))
+    seen = recorder.calls[-1][1]
+    assert (seen["actual_seq_lengths"], seen["actual_seq_lengths_kv"]) == ([2, 5], [3, 7])
+    assert seen["block_table"] is None
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    ({"k_cache": torch.zeros(8, 16, HKV, D)}, r"k_cache \(8, 16, 2, 128\)"),
+    ({"v_cache": torch.zeros(8, HKV, 128, D).transpose(1, 2)}, r"v_cache .*contiguous"),
+    ({"page_table": None}, "page_table None"),
+    ({"cache_seqlens": ints(5, 0)}, "0 keys for 1 queries"),
+    ({"max_seqlen_q": 0}, "max_seqlen_q 0"),
+    ({"q": torch.zeros(B, 2, H, D), "causal": False}, "causal False"),
+])
+def test_ascend_refuses(bind: Any, change: dict[str, Any], match: str) -> None:
+    bound, recorder = bind("ascend")
+    with pytest.raises(ValueError, match=match):
+        run(bound, "flash_attn_with_kvcache", kvcache_call("ascend", **change))
+    assert recorder.calls == []
+
+
+@pytest.mark.parametrize("adapter", ["aiter", "ascend"])
+def test_page_table_with_more_rows_than_sequences(bind: Any, adapter: str) -> None:
+    padded = ints(*range(4 * PAGES)).reshape(4, PAGES)
+    for lengths in ([5, 7], 9):
+        bound, recorder = bind(adapter)
+        given = lengths if lengths == 9 else ints(5, 7)
+        out = run(bound, "flash_attn_with_kvcache", kvcache_call(adapter, page_table=padded, cache_seqlens=given))
+        seen = recorder.calls[-1][1]
+        assert out.shape == (B, 1, H, D)
+        if adapter == "ascend":
+            assert seen["actual_seq_lengths"] == [1, 2]
+            assert seen["actual_seq_lengths_kv"] == ([9, 9] if lengths == 9 else [5, 7])
+        else:
+            assert seen["block_table"].tolist() == padded[:B].tolist()
+            assert seen["kv_indptr"].shape == seen["cu_seqlens_q"].shape == (B + 1,)
+            assert seen["seqlen_k"].shape == (B,)
+
+
+def test_ascend_single_tokens_need_no_causal(bind: Any) -> None:
+    bound, recorder = bind("ascend")
+    run(bound, "flash_attn_with_kvcache", kvcache_call("ascend", causal=False))
+    assert recorder.calls[-1][1]["sparse_mode"] == 3
+
+
+def test_ascend_writes_the_cache_without_padding_slots(bind: Any) -> None:
+    _, recorder = bind("ascend")
+    write = registry.get("ascend").write_kv_cache(AttentionConfig())
+    k, v = torch.arange(3.0).reshape(3, 1, 1), torch.arange(3.0, 6.0).reshape(3, 1, 1)
+    caches = torch.zeros(2, 128, 1, 1), torch.zeros(2, 128, 1, 1)
+    write(k, v, *caches, torch.tensor([7, -1, 130]))
+    function, seen = recorder.calls[-1]
+    assert (function, seen["cache_mode"]) == ("npu_scatter_pa_kv_cache", "Norm")
+    assert seen["key"].flatten().tolist() == [0.0, 2.0]
+    assert seen["value"].flatten().tolist() == [3.0, 5.0]
+    assert seen["slot_mapping"].tolist() == [7, 130]
+    assert seen["key_cache"] is caches[0]
+    assert seen["value_cache"] is caches[1]
+    for change, match in (({"k": k.double()}, "k torch.float64"), ({"v": v[:, :, :0]}, "v torch.float32"),
+                          ({"k_scale": 1.0}, "k_scale"), ({"v_scale": 1.0}, "v_scale")):
+        with pytest.raises(ValueError, match=match):
+            write(**{"k": k, "v": v, "k_cache": caches[0], "v_cache": caches[1],
+                     "slot_mapping": torch.tensor([7, -1, 130]), **change})
+
+
+def test_adapters_stay_declared() -> None:
+    for name in {row[0] for row in ADAPTERS.values()}:
+        assert registry.get(name).levels == {}
+        assert registry.get(name).sources
+        assert all(isinstance(package, Package) for package in registry.get(name).packages)
+
+
+def test_recorders_have_the_real_parameters() -> None:
+    recorder = Recorder("flash_attn.flash_attn_interface")
+    with pytest.raises(TypeError, match="page_table"):
+        recorder.flash_attn_with_kvcache(torch.zeros(1, 1, 1, 1), None, None, page_table=None)
+    with pytest.raises(AssertionError, match="actual_seq_qlen"):
+        Recorder("torch_npu").npu_fused_infer_attention_score(None, None, None, actual_seq_qlen=[1])

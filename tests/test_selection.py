@@ -1,0 +1,549 @@
+"""Selection over platforms that are not here: which backend, why not the others, and what a choice by name means."""
+
+from __future__ import annotations
+
+import random
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_selection import ACCEPTED, BAD_FIELDS, CHOICES, REASONS
+
+import hal
+from hal import AttentionConfig, LayerKind, MLADims, NoBackendError, plugins, registry
+from hal.backend import FEATURES, AttentionBackend, HeadDims, PageSizes
+from hal.backends import ALIASES, BACKENDS
+from hal.host import Host
+from hal.packages import Package, Packages
+from hal.platforms import table
+
+EVERY_ARCH = [f"{kind}:{arch}" for kind in ("cuda", "rocm", "npu", "musa", "cpu") for arch in table()[kind].ARCHS]
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("HAL_DEVICE", "HAL_ATTENTION_BACKEND", "HAL_PLUGINS", "HAL_CHECK"):
+        monkeypatch.delenv(name, raising=False)
+    forget_plugins()
+    yield
+    registry._registered.clear()
+    forget_plugins()
+
+
+def forget_plugins() -> None:
+    """Plugins are read once per process."""
+    for value in vars(plugins).values():
+        getattr(value, "cache_clear", int)()
+
+
+def toy(name: str, **declared: Any) -> type[AttentionBackend]:
+    """A backend of the CPU that serves everything but what `declared` says; registered."""
+    base: dict[str, Any] = {"name": name, "platforms": {"cpu": ()}, "features": frozenset(FEATURES),
+                            "dtypes": ("bfloat16",), "head_dims": HeadDims(),
+                            "targets": {"prefill": f"{name}.p", "decode": f"{name}.d"}}
+    backend = type(name, (AttentionBackend,), {**base, **declared})
+    registry.register_backend(name, backend)
+    return backend
+
+
+# graph=True is what the torch backend refuses: toys are then the only ones left on a CPU.
+TOYS_ONLY = AttentionConfig(graph=True)
+
+
+# --- the choices ---
+
+@pytest.mark.parametrize("device", CHOICES)
+def test_automatic_choice(device: str) -> None:
+    backend, page_size, package, (other, reason) = CHOICES[device]
+    decision = hal.explain(device=device)
+    assert (decision.prefill.chosen, decision.decode.chosen) == (backend, backend)
+    assert decision.page_size == page_size
+    assert decision.needed == ((package,) if package else ())
+    assert decision.packages == "assumed"
+    refused = [c for c in decision.candidates if not c.accepted]
+    assert (refused[0].backend, refused[0].reasons[0]) == (other, reason)
+    assert {c.backend for c in decision.candidates} == set(BACKENDS)
+    assert decision.complete
+
+
+def test_every_arch_is_served_and_says_so() -> None:
+    for device in EVERY_ARCH:
+        decision = hal.explain(device=device)
+        assert decision.complete, device
+        before = decision.candidates[:[c.backend for c in decision.candidates].index(str(decision.chosen))]
+        for candidate in before:
+            assert f"not {candidate.backend}: {candidate.reasons[0]}" in decision.summary()
+        for candidate in decision.candidates:
+            assert candidate.backend in str(decision)
+
+
+@pytest.mark.parametrize(("device", "backend", "config", "reason"), REASONS, ids=lambda v: str(v)[:40])
+def test_reason(device: str, backend: str, config: dict[str, Any], reason: str) -> None:
+    decision = hal.explain(AttentionConfig(**config), device)
+    for phase in (decision.prefill, decision.decode):
+        candidate = next(c for c in phase.candidates if c.backend == backend)
+        assert reason in candidate.reasons
+        assert phase.chosen == "torch"
+
+
+@pytest.mark.parametrize(("device", "backend", "config"), ACCEPTED, ids=lambda v: str(v)[:40])
+def test_accepted(device: str, backend: str, config: dict[str, Any]) -> None:
+    packages = "sglang-kernel" if backend == "flash_attn_3" else None
+    decision = hal.explain(AttentionConfig(**config), device, packages=packages)
+    assert (decision.prefill.chosen, decision.decode.chosen) == (backend, backend), str(decision)
+
+
+def test_q_dtype_follows_the_cache_where_the_kernel_wants_it() -> None:
+    assert hal.explain(AttentionConfig(kv_cache_dtype="fp8"), "cuda:sm90").q_dtype == "fp8_e4m3"
+    assert hal.explain(AttentionConfig(), "cuda:sm90").q_dtype == "bfloat16"
+
+
+def test_every_reason_carries_both_sides() -> None:
+    rng = random.Random(20261120)
+    fields: dict[str, list[Any]] = {
+        "head_dim": [64, 72, 80, 96, 128, 192, 256, 260, 512, 600], "head_dim_v": [None, None, 64, 128, 512],
+        "num_heads": [8, 512], "num_kv_heads": [1, 2, 8], "dtype": ["float16", "bfloat16", "float32"],
+        "kv_cache_dtype": ["auto", "fp8_e4m3", "fp8_e5m2"], "page_size": [None, 1, 16, 48, 64, 128, 256, 1024],
+        "causal": [True, False], "sliding_window": [None, 1, 128], "attention_chunk": [None, 64],
+        "softcap": [0.0, 30.0], "sinks": [False, True], "tree_mask": [False, True], "mm_prefix": [False, True],
+        "attention_type": ["decoder", "encoder", "encoder_decoder"], "return_softmax_lse": [False, True],
+        "max_decode_query_len": [1, 4], "context_parallel_size": [1, 2], "deterministic": [False, True],
+        "graph": [False, True], "mla": [None, None, None, True]}
+    seen = set()
+    for _ in range(1500):
+        config = {name: rng.choice(values) for name, values in fields.items() if rng.random() < 0.3}
+        if config.get("mla"):
+            config = {n: v for n, v in config.items() if not n.startswith(("head_dim", "num_kv"))}
+        device = rng.choice(EVERY_ARCH)
+        packages = rng.choice([None, "triton", "flash-attn-3,mate"])
+        decision = hal.explain(AttentionConfig(**config), device, packages=packages)
+        for phase in (decision.prefill, decision.decode):
+            accepted = {c.backend for c in phase.candidates if c.accepted}
+            assert phase.chosen in accepted or (phase.chosen is None and not accepted)
+            for candidate in phase.candidates:
+                names = [candidate.backend, *(p.distribution for p in registry.get(candidate.backend).packages)]
+                for reason in candidate.reasons:
+                    value, _, supported = reason.partition("(")
+                    assert value.strip(), reason
+                    assert supported.rstrip().endswith(")"), reason
+                    assert any(name in reason for name in names), reason
+                    seen.add(reason.split()[0])
+    assert {"platform", "arch", "dtype", "head_dim", "kv_cache_dtype", "page_size", "package", "mla", "graph",
+            "attention_type", "sinks", "softcap", "sliding_window", "non_causal"} <= seen
+
+
+# --- a choice by name ---
+
+def test_explicit_choice_never_falls_back() -> None:
+    decision = hal.explain(AttentionConfig(page_size=16), "cuda:sm90", backend="flash_attn_2")
+    assert decision.chosen is None
+    assert decision.prefill.chosen is None
+    assert [c.backend for c in decision.candidates] == ["flash_attn_2"]
+    assert decision.kv_layout is None
+
+
+def test_explicit_choice_raises_with_every_reason() -> None:
+    config = AttentionConfig(page_size=17, dtype="float32", mla=True)
+    with pytest.raises(NoBackendError) as error:
+        hal.get_attention_impl(config, "cpu", "FLASH_ATTN")
+    text = " ".join(str(error.value).split())
+    assert "attention backend FLASH_ATTN can't serve this on cpu:" in text
+    for name in ("flash_attn_3", "flash_attn_2", "mate"):
+        kind = "musa" if name == "mate" else "cuda"
+        assert f"platform cpu is not supported ({name}: {kind})" in text
+    assert "torch" not in text
+    assert error.value.decisions["all"].chosen is None
+
+
+def test_explicit_choice_lists_all_reasons_of_a_backend() -> None:
+    config = AttentionConfig(page_size=17, dtype="float32", sinks=True, attention_chunk=64)
+    [candidate] = hal.explain(config, "cuda:sm75", backend="fa2").candidates
+    assert [reason.split()[0] for reason in candidate.reasons] == ["arch", "dtype", "page_size", "attention_chunk",
+                                                                   "sinks"]
+
+
+def test_phases_by_name() -> None:
+    decision = hal.explain(AttentionConfig(page_size=256), "cuda:sm90", prefill_backend="fa2")
+    assert (decision.prefill.chosen, decision.decode.chosen) == ("flash_attn_2", "flash_attn_3")
+    assert [c.backend for c in decision.prefill.candidates] == ["flash_attn_2"]
+    decision = hal.explain(AttentionConfig(page_size=256), "cuda:sm90", "fa3", decode_backend="torch_native")
+    assert (decision.prefill.chosen, decision.decode.chosen) == ("flash_attn_3", "torch")
+    with pytest.raises(NoBackendError, match=r"attention backend mate \+ torch can't serve"):
+        hal.get_attention_impl(device="cpu", prefill_backend="mate", decode_backend="torch")
+
+
+@pytest.mark.parametrize(("alias", "device", "backend"), [
+    ("fa3", "cuda:sm90", "flash_attn_3"), ("fa3", "musa:mp31", "mate"), ("fa3", "cuda:sm80", None),
+    ("FLASH_ATTN", "cuda:sm90", "flash_attn_3"), ("FLASH_ATTN", "cuda:sm80", "flash_attn_2"),
+    ("FLASH_ATTN", "musa:mp31", "mate"), ("fa2", "cuda:sm90", "flash_attn_2"),
+    ("ROCM_AITER_FA", "rocm:gfx942", "aiter"), ("torch_native", "npu:ascend310p", "torch"),
+    ("TORCH_SDPA", "cpu:aarch64", "torch"),
+    ("mate", "cuda:sm90", None)])
+def test_alias(alias: str, device: str, backend: str | None) -> None:
+    decision = hal.explain(device=device, backend=alias)
+    assert (decision.prefill.chosen, decision.decode.chosen) == (backend, backend)
+
+
+def test_unknown_name_suggests() -> None:
+    with pytest.raises(ValueError, match=r"'flash_atn_3' is not known, did you mean 'flash_attn_3'\?") as error:
+        hal.explain(device="cuda:sm90", backend="flash_atn_3")
+    for name in (*BACKENDS, *ALIASES):
+        assert name in str(error.value)
+    with pytest.raises(ValueError, match="'zzz' is not known \\(backends:"):
+        hal.explain(device="cuda:sm90", backend="zzz")
+
+
+# --- prefill and decode, one cache ---
+
+def test_pair_reads_one_layout() -> None:
+    toy("prefill_b", phases=("prefill",), kv_layout="B")
+    toy("decode_a", phases=("decode",), kv_layout="A")
+    toy("decode_b", phases=("decode",), kv_layout="B")
+    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3")
+    assert (decision.prefill.chosen, decision.decode.chosen) == ("prefill_b", "decode_b")
+    assert decision.kv_layout == "B"
+    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3", decode_backend="decode_a")
+    assert (decision.prefill.chosen, decision.decode.chosen) == (None, "decode_a")
+    reasons = next(c.reasons for c in decision.prefill.candidates if c.backend == "prefill_b")
+    assert reasons == ("kv_layout B is not the decode backend's (decode_a: A)",)
+    with pytest.raises(NoBackendError, match="kv_layout B is not the decode"):
+        hal.get_attention_impl(TOYS_ONLY, "cpu", prefill_backend="prefill_b", decode_backend="decode_a")
+
+
+def test_prefill_that_never_reads_the_cache_goes_with_any_layout() -> None:
+    toy("ragged", phases=("prefill",), kv_layout="B", reads_cache=False, page_sizes=PageSizes(8, only=(8,)))
+    toy("paged", phases=("decode",), kv_layout="A", page_sizes=PageSizes(32, only=(32,)))
+    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3")
+    assert (decision.prefill.chosen, decision.decode.chosen) == ("ragged", "paged")
+    assert (decision.page_size, decision.kv_layout) == (32, "A")
+    assert (decision.prefill.target, decision.target) == ("ragged.p", "paged.d")
+
+
+def test_phase_is_a_reason() -> None:
+    toy("decode_only", phases=("decode",))
+    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3", backend="decode_only")
+    assert decision.chosen == "decode_only"
+    assert decision.prefill.candidates[0].reasons == ("phase prefill is not supported (decode_only: decode)",)
+
+
+# --- the kinds of layer of one model ---
+
+def decide(choices: Any = None, **kinds: AttentionConfig) -> dict[str, hal.Decision]:
+    return hal.explain_kinds([LayerKind(name, (), config) for name, config in kinds.items()], "cpu:x86_64_v3", choices)
+
+
+def test_kinds_share_one_page_size() -> None:
+    full, sliding = AttentionConfig(graph=True), AttentionConfig(graph=True, sliding_window=8)
+    toy("only_64", page_sizes=PageSizes(64, only=(64,)), features=frozenset({"graph"}))
+    toy("only_16", page_sizes=PageSizes(16, only=(16,)))
+    alone = decide(full=full)["full"]
+    assert (alone.chosen, alone.page_size) == ("only_64", 64)
+    both = decide(full=full, sliding=sliding)
+    assert {kind: (d.chosen, d.page_size) for kind, d in both.items()} == {"full": ("only_16", 16),
+                                                                          "sliding": ("only_16", 16)}
+    reasons = {c.backend: c.reasons for c in both["full"].candidates}
+    assert reasons["only_64"] == ("page_size 16 is not supported (only_64: 64)",)
+
+
+@pytest.mark.parametrize(("between", "expected"), [(0, {"full": "best_64", "sliding": "any"}),
+                                                   (1, {"full": "second_16", "sliding": "second_16"})])
+def test_page_size_with_the_best_ranks_wins(between: int, expected: dict[str, str]) -> None:
+    # Ranks from best_64: 0, 1, 2 (+ between). At 64 they sum to 0 + 2 (+ between), at 16 to 1 + 1; ties go to
+    # the size that the first kind prefers.
+    toy("best_64", page_sizes=PageSizes(64, only=(64,)), features=frozenset({"graph"}))
+    toy("second_16", page_sizes=PageSizes(16, only=(16,)))
+    for i in range(between):
+        toy(f"refuses_{i}", dtypes=("float16",))
+    toy("any", page_sizes=PageSizes(64))
+    decisions = decide(full=AttentionConfig(graph=True), sliding=AttentionConfig(graph=True, sliding_window=8))
+    assert {kind: d.chosen for kind, d in decisions.items()} == expected
+    assert len({d.page_size for d in decisions.values()}) == 1
+
+
+def test_kinds_can_be_chosen_apart() -> None:
+    from hal.selection import Choice
+
+    toy("one")
+    toy("two")
+    config = AttentionConfig(graph=True)
+    decisions = decide({"full": Choice("two"), "sliding": Choice()}, full=config, sliding=config)
+    assert {kind: d.chosen for kind, d in decisions.items()} == {"full": "two", "sliding": "one"}
+
+
+def test_kinds_disagreeing_on_page_size_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"share one page size, got \[16, 32\]"):
+        decide(a=AttentionConfig(page_size=32), b=AttentionConfig(page_size=16))
+    with pytest.raises(ValueError, match="kinds is empty"):
+        decide()
+
+
+# --- packages ---
+
+def site(folder: Path, *modules: str, **metadata: str) -> Packages:
+    """Packages of a machine with these module files and distributions (name, with _ for -, = version)."""
+    for module in modules:
+        path = folder / (module.replace(".", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        for parent in list(path.relative_to(folder).parents)[:-1]:
+            (folder / parent / "__init__.py").touch()
+    for name, version in metadata.items():
+        info = folder / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return Packages.installed(Host(path=[str(folder)]))
+
+
+def first_reasons(packages: Packages, device: str, backend: str, **config: Any) -> tuple[str, ...]:
+    [candidate] = hal.explain(AttentionConfig(**config), device, backend, packages=packages).candidates
+    return candidate.reasons
+
+
+@pytest.mark.parametrize(("modules", "metadata", "device", "backend", "reasons"), [
+    ([], {}, "musa:mp31", "mate", ["package mate is not installed; install Moore Threads' MATE"]),
+    (["mate.matchers"], {"mate": "9.9"}, "musa:mp31", "mate", ["Matchers for unittest"]),
+    (["mate.mha_interface"], {}, "musa:mp31", "mate", []),
+    (["flash_attn.flash_attn_interface"], {"flash_attn": "2.5.9.post1"}, "cuda:sm80", "flash_attn_2",
+     ["flash-attn 2.5.9.post1 is too old (needs 2.6.0 or newer); pip install flash-attn"]),
+    (["flash_attn.flash_attn_interface"], {"flash_attn": "2.8.3.post2"}, "cuda:sm80", "flash_attn_2", []),
+    (["flash_attn.flash_attn_interface"], {}, "cuda:sm80", "flash_attn_2", ["has no version in its metadata"]),
+    (["flash_attn.cute.interface"], {"flash_attn_4": "4.0.0"}, "cuda:sm80", "flash_attn_2",
+     ["flash_attn is here, but as flash-attn-4 without version 2"]),
+    (["sgl_kernel.flash_attn"], {"sgl_kernel": "0.3.21"}, "cuda:sm90", "flash_attn_3", []),
+    (["sgl_kernel.flash_attn"], {"sgl_kernel": "0.3.20"}, "cuda:sm90", "flash_attn_3",
+     ["package flash-attn-3 is not installed", "sgl-kernel 0.3.20 is too old (needs 0.3.21 or newer)"]),
+    (["flash_attn_interface"], {}, "cuda:sm90", "flash_attn_3", []),
+    (["aiter.other"], {}, "rocm:gfx942", "aiter", ["package aiter is installed but has no aiter.ops.mha"]),
+])
+def test_installed_packages(tmp_path: Path, modules: list[str], metadata: dict[str, str], device: str, backend: str,
+                            reasons: list[str]) -> None:
+    seen = first_reasons(site(tmp_path, *modules, **metadata), device, backend)
+    assert len(seen) == len(reasons), seen
+    for reason, expected in zip(seen, reasons):
+        assert expected in reason
+
+
+def test_mate_never_says_to_install_the_other_mate(tmp_path: Path) -> None:
+    [reason] = first_reasons(site(tmp_path, "mate.matchers"), "musa:mp31", "mate")
+    assert "never `pip install mate`" in reason
+    assert "MooreThreads/mate" in reason
+
+
+def test_named_packages() -> None:
+    decision = hal.explain(device="cuda:sm90", packages="flash_attn, Triton")
+    assert (decision.chosen, decision.page_size, decision.needed) == ("flash_attn_2", 256, ("flash-attn",))
+    reasons = next(c.reasons for c in decision.candidates if c.backend == "flash_attn_3")
+    assert reasons[-2:] == ("package flash-attn-3 is not among --packages (flash-attn, triton)",
+                            "package sglang-kernel is not among --packages (flash-attn, triton)")
+    assert hal.explain(device="cuda:sm90", packages="").chosen == "torch"
+
+
+def test_sinks_follow_the_package() -> None:
+    """Upstream's build comes first, but has no sinks; the configuration decides which package is used."""
+    sinks, plain = AttentionConfig(sinks=True), AttentionConfig()
+    sglang = "sgl_kernel.flash_attn.flash_attn_with_kvcache"
+    for packages, config, chosen, target in (
+            ("sglang-kernel", sinks, "flash_attn_3", sglang),
+            ("flash-attn-3,sglang-kernel", sinks, "flash_attn_3", sglang),
+            ("flash-attn-3,sglang-kernel", plain, "flash_attn_3", "flash_attn_interface.flash_attn_with_kvcache"),
+            ("flash-attn-3", sinks, "torch", None)):
+        decision = hal.explain(config, "cuda:sm90", packages=packages)
+        assert decision.chosen == chosen
+        assert target in (None, decision.target)
+    reasons = hal.explain(sinks, "cuda:sm90", packages="flash-attn-3").candidates[0].reasons
+    assert reasons == ("sinks is not supported by flash-attn-3 (flash_attn_3: with sglang-kernel)",
+                       "package sglang-kernel is not among --packages (flash-attn-3)")
+
+
+def test_a_package_that_does_not_import_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "halfbroken_vendor.py").write_text("raise RuntimeError('no driver')\n")
+    (tmp_path / "whole_vendor.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    toy("needs_broken", packages=(Package("halfbroken-vendor", "halfbroken_vendor", "reinstall it"),))
+    toy("needs_whole", packages=(Package("whole-vendor", "whole_vendor", "reinstall it"),))
+    decision = hal.explain(TOYS_ONLY, "cpu")
+    assert decision.packages == "installed"
+    assert decision.chosen == "needs_whole"
+    reasons = {c.backend: c.reasons for c in decision.candidates}
+    assert reasons["needs_broken"] == ("package halfbroken-vendor is installed but broken: importing "
+                                       "halfbroken_vendor failed: RuntimeError: no driver",)
+
+
+# --- environment ---
+
+def test_environment_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAL_ATTENTION_BACKEND", "fa2")
+    assert hal.explain(device="cuda:sm90").chosen == "flash_attn_2"
+    assert hal.explain(device="musa:mp31").chosen is None, "as strict as an argument"
+    assert hal.explain(device="cuda:sm90", backend="fa3").chosen == "flash_attn_3", "an argument comes first"
+    mixed = hal.explain(AttentionConfig(page_size=256), "cuda:sm90", decode_backend="fa3")
+    assert (mixed.prefill.chosen, mixed.decode.chosen) == ("flash_attn_2", "flash_attn_3")
+    with pytest.raises(NoBackendError, match="attention backend fa2 can't serve this"):
+        hal.get_attention_impl(device="cpu")
+    monkeypatch.setenv("HAL_ATTENTION_BACKEND", "fa9")
+    with pytest.raises(ValueError, match=r"HAL_ATTENTION_BACKEND='fa9' is not valid.*flash_attn_3"):
+        hal.explain(device="cuda:sm90")
+    monkeypatch.setenv("HAL_ATTENTION_BACKEND", "")
+    assert hal.explain(device="cuda:sm90").chosen == "flash_attn_3"
+
+
+def test_environment_chooses_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAL_DEVICE", "musa:mp31")
+    assert hal.explain().chosen == "mate"
+    assert hal.explain(device="cuda:sm90").chosen == "flash_attn_3", "an argument comes first"
+    monkeypatch.setenv("HAL_DEVICE", "cuda:sm13")
+    with pytest.raises(ValueError, match=r"HAL_DEVICE='cuda:sm13' is not valid.*sm90"):
+        hal.explain()
+
+
+def test_hypothetical_device_is_not_bound() -> None:
+    with pytest.raises(ValueError, match="cuda:sm90 is hypothetical"):
+        hal.get_attention_impl(device=hal.Platform.parse("cuda:sm90"))
+
+
+# --- registration and plugins ---
+
+def test_register_and_unregister() -> None:
+    backend = toy("mine")
+    assert registry.names()[-1] == "mine"
+    assert registry.get("mine") is backend
+    assert hal.explain(TOYS_ONLY, "cpu:x86_64_v3").chosen == "mine"
+    registry.unregister_backend("mine")
+    assert "mine" not in registry.names()
+    with pytest.raises(ValueError, match="'mine' was not registered"):
+        registry.unregister_backend("mine")
+
+
+@pytest.mark.parametrize("name", ["flash_attn_3", "fa3", "FLASH_ATTN"])
+def test_taken_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"backend name '{name}' is taken"):
+        hal.register_backend(name, type(name, (AttentionBackend,), {"name": name}))
+
+
+def test_registered_twice_or_wrongly() -> None:
+    backend = toy("mine")
+    with pytest.raises(ValueError, match="'mine' is taken"):
+        hal.register_backend("mine", backend)
+    with pytest.raises(ValueError, match="its class says name = 'mine'"):
+        hal.register_backend("yours", backend)
+    with pytest.raises(ValueError, match=r"must be a subclass of hal\.AttentionBackend, got 3"):
+        hal.register_backend("three", 3)  # type: ignore[arg-type]
+
+
+def test_registered_by_import_string_is_imported_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    hal.register_backend("lazy", "module_of_a_lazy_backend:Lazy")
+    module = types.ModuleType("module_of_a_lazy_backend")
+    module.Lazy = type("Lazy", (AttentionBackend,), {"name": "lazy", "platforms": {}})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert registry.get("lazy") is module.Lazy
+
+
+PLUGIN_MODULE = """
+from hal.backend import FEATURES, AttentionBackend
+def make(name):
+    return type(name, (AttentionBackend,), {"name": name, "platforms": {"cpu": ()}, "features": frozenset(FEATURES),
+                                            "targets": {"prefill": "plugged.p", "decode": "plugged.d"}})
+plugged, torch, other = make("plugged"), make("torch"), make("other")
+number = 3
+"""
+
+
+@pytest.fixture
+def plug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """plug(name="module:attribute"): installs a distribution with these entry points of group hal.backends."""
+    def install(**entries: str) -> None:
+        (tmp_path / "plugin_of_a_test.py").write_text(PLUGIN_MODULE)
+        info = tmp_path / "plugin_of_a_test-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-of-a-test\nVersion: 1\n")
+        lines = [f"{name} = {target}" for name, target in entries.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[hal.backends]", *lines, ""]))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        forget_plugins()
+
+    yield install
+    sys.modules.pop("plugin_of_a_test", None)
+
+
+def test_plugins_come_last_and_never_replace(plug: Any) -> None:
+    plug(plugged="plugin_of_a_test:plugged", torch="plugin_of_a_test:torch", misnamed="plugin_of_a_test:other",
+         number="plugin_of_a_test:number", broken="plugin_of_a_test_that_is_missing:x")
+    assert registry.names() == [*BACKENDS, "plugged"]
+    assert registry.get("torch").__name__ == "TorchNative"
+    failures = registry.plugin_failures()
+    assert set(failures) == {"torch", "misnamed", "number", "broken"}
+    assert "the name is taken" in failures["torch"]
+    assert "its class says name = 'other'" in failures["misnamed"]
+    assert "no subclass of hal.AttentionBackend but 3" in failures["number"]
+    assert "ModuleNotFoundError" in failures["broken"]
+    with pytest.raises(ValueError, match="'broken' can't be used: plugin broken "):
+        hal.explain(device="cpu:x86_64_v3", backend="broken")
+    assert hal.explain(device="cpu:x86_64_v3").chosen == "torch"
+    assert hal.explain(TOYS_ONLY, "cpu:x86_64_v3").chosen == "plugged"
+    toy("registered")
+    assert registry.names()[-2:] == ["registered", "plugged"]
+
+
+def test_plugins_can_be_filtered(plug: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug(plugged="plugin_of_a_test:plugged")
+    assert "plugged" in registry.names()
+    monkeypatch.setenv("HAL_PLUGINS", "")
+    assert "plugged" not in registry.names()
+
+
+# --- AttentionConfig ---
+
+@pytest.mark.parametrize(("field", "value", "expected"), BAD_FIELDS)
+def test_bad_field(field: str, value: Any, expected: str) -> None:
+    with pytest.raises(ValueError) as error:
+        AttentionConfig(**{field: value})
+    text = str(error.value)
+    assert field in text
+    assert str(value) in text
+    assert expected in text
+
+
+def test_bad_combinations_and_unknown_fields() -> None:
+    with pytest.raises(ValueError, match="head_dim follows from mla and would be 576, got 64"):
+        AttentionConfig(mla=True, head_dim=64)
+    with pytest.raises(ValueError, match=r"mla\.kv_lora_rank must be a whole number >= 1, got 0"):
+        MLADims(kv_lora_rank=0)
+    with pytest.raises(ValueError, match="sliding_window must be None with sparse=True"):
+        AttentionConfig(sparse=True, sliding_window=4)
+    with pytest.raises(ValueError, match="unknown field heads in attention config"):
+        AttentionConfig.from_dict({"heads": 3})
+    with pytest.raises(ValueError, match="unknown field rank in mla"):
+        AttentionConfig.from_dict({"mla": {"rank": 3}})
+    with pytest.raises(TypeError):
+        AttentionConfig(32)  # type: ignore[misc]
+
+
+def test_config_round_trip() -> None:
+    for config in (AttentionConfig(), AttentionConfig(mla=True, softmax_scale=0.1),
+                   AttentionConfig(mla=MLADims(kv_lora_rank=256), kv_cache_dtype="fp8_ds_mla"),
+                   AttentionConfig(num_heads=6, num_kv_heads=2, head_dim_v=64, kv_cache_dtype="fp8", softcap=30,
+                                   sliding_window=8, attention_type="encoder", causal=False, sinks=True)):
+        assert AttentionConfig.from_dict(config.to_dict()) == config
+
+
+def test_config_replace_with_mla() -> None:
+    mla = AttentionConfig(mla=True)
+    assert (mla.head_dim, mla.v_dim, mla.num_kv_heads) == (576, 512, 1)
+    assert mla.replace(page_size=64).page_size == 64
+    assert mla.replace(num_heads=128).head_dim == 576
+    assert AttentionConfig().replace(mla=MLADims(kv_lora_rank=256)).head_dim == 320
+    with pytest.raises(ValueError, match="page_size"):
+        mla.replace(page_size=-1)
+
+
+def test_config_derived_values() -> None:
+    assert AttentionConfig(sliding_window=8).window_size == (7, 0), "the window counts the current token"
+    assert AttentionConfig(sliding_window=8, causal=False).window_size == (7, 7)
+    assert AttentionConfig().window_size == (-1, 0)
+    assert AttentionConfig(head_dim=64).scale == 0.125
+    assert AttentionConfig(kv_cache_dtype="fp8").stored_dtype == "fp8_e4m3"
+    with pytest.raises(ValueError, match="softmax_scale must be given for MLA"):
+        _ = AttentionConfig(mla=True).scale
