@@ -65,7 +65,7 @@ def check_kv(q: Tensor, k: Tensor, v: Tensor, dims: int, k_name: str, v_name: st
 def check_lengths(config: AttentionConfig, a: dict[str, Any], batch: int, capacity: int, owner: list[int],
                    ) -> tuple[list[tuple[int, int]], list[int], list[int], list[int]]:
     """The append and the lengths around it: (new_rows, before, end, start)."""
-    q, k, v, k_cache, v_cache = a["q"], a["k"], a["v"], a["k_cache"], a["v_cache"]
+    k, v, k_cache, v_cache = a["k"], a["v"], a["k_cache"], a["v_cache"]
     seqlens = a["cache_seqlens"]
     if isinstance(seqlens, int) and not isinstance(seqlens, bool):
         before = [seqlens] * batch

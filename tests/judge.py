@@ -67,7 +67,8 @@ def judge(got: Any, want: Any, rough: Any, rows: list[tuple[int, int]], packed: 
         assert not bool(torch.isnan(o).any()), f"{label}: NaN in sequence {b}"
         error, bound = (o - r).abs().amax((0, 2)), 2 * (e - r).abs().amax((0, 2)) + roundings * OUT_FLOOR[dtype]
         h = int((error - bound).argmax())
-        assert bool((error <= bound).all()), f"{label}: sequence {b}, head {h}: error {error[h]:.3g}, bound {bound[h]:.3g}"
+        assert bool((error <= bound).all()), \
+            f"{label}: sequence {b}, head {h}: error {error[h]:.3g}, bound {bound[h]:.3g}"
         if lse is not None:
             pick = (lambda x: x[:, first:last]) if packed else (lambda x: x[b])  # noqa: B023 - used in this turn only
             lo, lr, le = pick(lse).double(), pick(ref_lse).double(), pick(eag_lse).double()

@@ -165,12 +165,12 @@ def refused(function: str, base: dict[str, Any], change: dict[str, Any], message
         assert torch.equal(args[name], x), f"{name} was written before the error"
 
 
-@pytest.mark.parametrize(("change", "message"), KVCACHE, ids=[f"{list(c)[0]}-{n}" for n, (c, _) in enumerate(KVCACHE)])
+@pytest.mark.parametrize(("change", "message"), KVCACHE, ids=[f"{next(iter(c))}-{n}" for n, (c, _) in enumerate(KVCACHE)])
 def test_kvcache(change: dict[str, Any], message: str) -> None:
     refused("flash_attn_with_kvcache", kvcache(), change, message)
 
 
-@pytest.mark.parametrize(("change", "message"), VARLEN, ids=[f"{list(c)[0]}-{n}" for n, (c, _) in enumerate(VARLEN)])
+@pytest.mark.parametrize(("change", "message"), VARLEN, ids=[f"{next(iter(c))}-{n}" for n, (c, _) in enumerate(VARLEN)])
 def test_varlen(change: dict[str, Any], message: str) -> None:
     refused("flash_attn_varlen_func", varlen(), change, message)
 
@@ -204,7 +204,7 @@ def test_hal_check_validates_any_backend(monkeypatch: pytest.MonkeyPatch) -> Non
         return "ran"
 
     checked = validation.checked(kernel, CONFIG, "flash_attn_with_kvcache")
-    with pytest.raises(ValueError, match="^softcap: got -1.0"):
+    with pytest.raises(ValueError, match=r"^softcap: got -1.0"):
         checked(**(kvcache() | {"softcap": -1.0}))
     assert not calls
     assert checked(**kvcache()) == "ran"
@@ -212,7 +212,7 @@ def test_hal_check_validates_any_backend(monkeypatch: pytest.MonkeyPatch) -> Non
     impl = hal.get_attention_impl(CONFIG, device="cpu", backend="torch")
     assert impl.flash_attn_with_kvcache.__wrapped__  # type: ignore[attr-defined]
     monkeypatch.setenv("HAL_CHECK", "maybe")
-    with pytest.raises(ValueError, match="HAL_CHECK='maybe' is not valid: expected 0 or 1"):
+    with pytest.raises(ValueError, match=r"HAL_CHECK='maybe' is not valid: expected 0 or 1"):
         hal.get_attention_impl(CONFIG, device="cpu", backend="torch")
 
 

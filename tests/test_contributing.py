@@ -74,6 +74,7 @@ def test_it_is_used_and_refuses(site: Path) -> None:
 
 
 def test_hal_plugins_keeps_it_out(site: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "hal", "backends", "--json"], text=True, capture_output=True, check=True,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "HAL_PLUGINS": ""})
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "HAL_PLUGINS": ""}
+    done = subprocess.run([sys.executable, "-m", "hal", "backends", "--json"], text=True, capture_output=True,
+                          check=True, env=environ)
     assert "toy" not in {row["name"] for row in json.loads(done.stdout)}
