@@ -45,19 +45,19 @@ class TorchNative(AttentionBackend):
         from hal import contract
         from hal.validation import check_varlen, check_with_kvcache
 
+        with_kvcache, varlen = contract.binder(contract.WITH_KVCACHE), contract.binder(contract.VARLEN)
+
         def flash_attn_with_kvcache(*args: Any, **kwargs: Any) -> Any:
-            bound = contract.WITH_KVCACHE.bind(*args, **kwargs)
-            bound.apply_defaults()
-            call = check_with_kvcache(config, **bound.arguments)
-            _refuse_hints(bound.arguments)
-            return _with_kvcache(call, **bound.arguments)
+            a = with_kvcache(args, kwargs)
+            call = check_with_kvcache(config, **a)
+            _refuse_hints(a)
+            return _with_kvcache(call, **a)
 
         def flash_attn_varlen_func(*args: Any, **kwargs: Any) -> Any:
-            bound = contract.VARLEN.bind(*args, **kwargs)
-            bound.apply_defaults()
-            call = check_varlen(config, **bound.arguments)
-            _refuse_hints(bound.arguments)
-            return _varlen(call, **bound.arguments)
+            a = varlen(args, kwargs)
+            call = check_varlen(config, **a)
+            _refuse_hints(a)
+            return _varlen(call, **a)
 
         return Bound(flash_attn_with_kvcache, flash_attn_varlen_func)
 

@@ -33,19 +33,21 @@ def sequence(call: Call, b: int, first: int, last: int, q: Tensor, qv: Tensor | 
     step = last - first if whole else max(1, BLOCK // max(1, local * (1 if plain else heads)))
     for i0 in range(first, last, step):
         i1 = min(i0 + step, last)
-        p = torch.arange(i0 - first, i1 - first, device=q.device) + call.len_k[b] - (last - first)
-        low, high = (0, local) if not free else _span(p, call.len_k[b], a)
+        p0 = i0 - first + call.len_k[b] - (last - first)
+        p1 = p0 + i1 - i0 - 1
+        low, high = (0, local) if not free else _span(p0, p1, call.len_k[b], a)
         if high <= low:
             if lse is not None and a["sinks"] is not None:
                 lse[:, i0:i1] = a["sinks"].float()[:, None]
             continue  # no key is visible: 0 and -inf (or the sink) stand already
         k, v = keys(b, low, high)
-        key = torch.arange(low, high, device=q.device) * world + rank
         if whole:
             out = _sdpa(q[i0:i1], k, v, call.scale, None, True, group)
         else:
-            mask = None if free and _all_visible(p, low, high, a, call.len_k[b]) else \
-                _mask(call, b, first, last, i0, i1, p, key, packed, a)
+            mask = None
+            if not (free and _all_visible(p0, p1, low, high, a, call.len_k[b])):
+                key = torch.arange(low, high, device=q.device) * world + rank
+                mask = _mask(call, b, first, last, i0, i1, p0, key, packed, a)
             if plain:
                 out = _sdpa(q[i0:i1], k, v, call.scale, mask, False, group)
             else:
@@ -58,54 +60,53 @@ def sequence(call: Call, b: int, first: int, last: int, q: Tensor, qv: Tensor | 
         result[i0:i1] = out.to(result.dtype)
 
 
-def _limits(p: Any, len_k: int, a: dict[str, Any]) -> tuple[Any, Any]:
-    """First visible key and one past the last, for position(s) p, by window, causal and chunk alone."""
-    import torch
+def _limits(p: int, len_k: int, a: dict[str, Any]) -> tuple[int, int]:
+    """First visible key and one past the last, for position p, by window, causal and chunk alone.
 
+    Both never fall as p grows, so a block of positions is described by its first and its last.
+    """
     left, right = a["window_size"]
     right = 0 if a["causal"] else right
-    low, high = torch.zeros_like(p), torch.full_like(p, len_k)
-    if left >= 0:
-        low = torch.maximum(low, p - left)
-    if right >= 0:
-        high = torch.minimum(high, p + right + 1)
-    if a["attention_chunk"] > 0:
-        chunk = torch.div(p, a["attention_chunk"], rounding_mode="floor") * a["attention_chunk"]
-        low, high = torch.maximum(low, chunk), torch.minimum(high, chunk + a["attention_chunk"])
+    low = max(0, p - left) if left >= 0 else 0
+    high = min(len_k, p + right + 1) if right >= 0 else len_k
+    chunk = a["attention_chunk"]
+    if chunk > 0:
+        low, high = max(low, p // chunk * chunk), min(high, (p // chunk + 1) * chunk)
     return low, high
 
 
-def _span(p: Tensor, len_k: int, a: dict[str, Any]) -> tuple[int, int]:
-    """The keys that a block of positions can see: (low, high), empty when high <= low."""
-    low, high = _limits(p, len_k, a)
-    some = high > low
-    if not bool(some.any()):
-        return 0, 0
-    return int(low[some].min()), int(high[some].max())
+def _span(first: int, last: int, len_k: int, a: dict[str, Any]) -> tuple[int, int]:
+    """The keys that positions first..last can see: (low, high), empty when high <= low."""
+    for p in range(first, last + 1):
+        low, high = _limits(p, len_k, a)
+        if high > low:  # positions before this one see nothing
+            return low, _limits(last, len_k, a)[1]
+    return 0, 0
 
 
-def _all_visible(p: Tensor, low: int, high: int, a: dict[str, Any], len_k: int) -> bool:
-    lows, highs = _limits(p, len_k, a)
-    return bool(((lows <= low) & (highs >= high)).all())
+def _all_visible(first: int, last: int, low: int, high: int, a: dict[str, Any], len_k: int) -> bool:
+    """Every position first..last sees every key low..high."""
+    return _limits(last, len_k, a)[0] <= low and _limits(first, len_k, a)[1] >= high
 
 
 def _is_plain_causal(a: dict[str, Any], len_q: int, len_k: int) -> bool:
     return bool(a["causal"] and a["window_size"][0] < 0 and a["attention_chunk"] == 0 and len_q == len_k and len_q > 1)
 
 
-def _mask(call: Call, b: int, first: int, last: int, i0: int, i1: int, p: Tensor, key: Tensor, packed: bool,
+def _mask(call: Call, b: int, first: int, last: int, i0: int, i1: int, p0: int, key: Tensor, packed: bool,
           a: dict[str, Any]) -> Tensor:
-    """bool [i1 - i0, len(key)], True where visible. key: positions of the keys, global."""
+    """bool [i1 - i0, len(key)], True where visible. key: positions of the keys, global; row i0 is at position p0."""
     import torch
 
     len_k = call.len_k[b]
-    low, high = _limits(p, len_k, a)
-    mask: Tensor = (key >= low[:, None]) & (key < high[:, None])
+    limits = torch.tensor([_limits(p, len_k, a) for p in range(p0, p0 + i1 - i0)], device=key.device)
+    mask: Tensor = (key >= limits[:, :1]) & (key < limits[:, 1:])
     if a["tree_mask"] is not None:
         tree = a["tree_mask"][i0:i1] if packed else a["tree_mask"][b, i0 - first : i1 - first]
         own = key - (len_k - (last - first))
         mask = torch.where(own >= 0, tree[:, own.clamp(0, tree.shape[1] - 1)], mask)
     if a["mm_prefix_ranges"] is not None:
+        p = torch.arange(p0, p0 + i1 - i0, device=key.device)
         for start, end in a["mm_prefix_ranges"][b].tolist():
             mask = mask | (((p >= start) & (p < end))[:, None] & (key >= start) & (key < end) & (key < len_k))
     return mask

@@ -49,14 +49,12 @@ class Call:
 
 def checked(function: Callable[..., Any], config: AttentionConfig, name: str) -> Callable[..., Any]:
     """`function` with every call validated first (HAL_CHECK=1)."""
-    signature = contract.WITH_KVCACHE if name == "flash_attn_with_kvcache" else contract.VARLEN
+    bind = contract.binder(contract.WITH_KVCACHE if name == "flash_attn_with_kvcache" else contract.VARLEN)
     check = check_with_kvcache if name == "flash_attn_with_kvcache" else check_varlen
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        check(config, **bound.arguments)
+        check(config, **bind(args, kwargs))
         return function(*args, **kwargs)
 
     return wrapper
