@@ -37,6 +37,7 @@ class Aiter(AttentionBackend):
     page_sizes = PageSizes(16, only=(16, 1024))
     features = frozenset({"sliding_window", "softcap", "non_causal", "return_softmax_lse"})
     max_decode_query_len = None
+    refusals = {"sinks": "the assembly kernels that flash_attn_varlen_func picks for bfloat16 would ignore them"}
     targets = {"prefill": "{module}.flash_attn_varlen_func",
                          "decode": "{module}.mha_batch_prefill_func"}
     sources = ("ROCm/aiter e4048607a5, aiter/ops/mha.py", "op_tests/test_batch_prefill.py (sizes)",
@@ -44,14 +45,10 @@ class Aiter(AttentionBackend):
 
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
-        reasons = []
-        if config.sinks:
-            reasons.append("sinks would be ignored by the assembly kernels that flash_attn_varlen_func picks "
-                           "for bfloat16 (aiter: sinks False)")
         if config.sliding_window == 1:
-            reasons.append("sliding_window 1 would be ignored by the assembly kernels, which take a left "
-                           "bound of 0 for none (aiter: 2 or more)")
-        return reasons
+            return ["sliding_window 1 would be ignored by the assembly kernels, which take a left bound of 0 "
+                    "for none (aiter: 2 or more)"]
+        return []
 
     @classmethod
     def bind(cls, config: AttentionConfig, platform: Platform, package: Package | None) -> Bound:

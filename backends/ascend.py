@@ -42,6 +42,12 @@ class Ascend(AttentionBackend):
     page_sizes = PageSizes(128, only=(128,))
     features = frozenset({"return_softmax_lse"})
     max_decode_query_len = None
+    refusals = {
+        "sliding_window": "vllm-ascend passes pre_tokens W and SGLang W - 1 to the same op: not certain which is right",
+        "non_causal": "it gave uniform averages and no error: vllm-ascend#13699",
+        "softcap": "the op has no such argument and would ignore it",
+        "sinks": "only npu_fused_infer_attention_score_v2 has them",
+    }
     targets = {"prefill": "torch_npu.npu_fused_infer_attention_score",
                          "decode": "torch_npu.npu_fused_infer_attention_score"}
     sources = ("Ascend op-plugin, document of torch_npu.npu_fused_infer_attention_score",
@@ -53,17 +59,6 @@ class Ascend(AttentionBackend):
         if platform.arch == "ascend310p":
             reasons.append("arch ascend310p has no npu_fused_infer_attention_score but ops and a cache "
                            "layout of its own (ascend: ascend910b, ascend910c, ascend950)")
-        if config.sliding_window is not None:
-            reasons.append(f"sliding_window {config.sliding_window} is not certain: vllm-ascend passes "
-                           "pre_tokens W and SGLang W - 1 to the same op (ascend: sliding_window None)")
-        if not config.causal:
-            reasons.append("non_causal gave uniform averages, no error: vllm-ascend#13699 (ascend: causal)")
-        if config.softcap:
-            reasons.append(f"softcap {config.softcap} would be ignored: the op has no such argument "
-                           "(ascend: softcap 0.0)")
-        if config.sinks:
-            reasons.append("sinks are an argument of npu_fused_infer_attention_score_v2 only "
-                           "(ascend: sinks False)")
         width = config.num_kv_heads * max(config.head_dim, config.v_dim)
         if width > _WIDEST:
             reasons.append(f"num_kv_heads * head_dim {width} is not supported (ascend: up to {_WIDEST})")

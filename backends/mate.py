@@ -43,6 +43,7 @@ class Mate(AttentionBackend):
     page_sizes = PageSizes(64)  # any size; 64 is the only one with the fast loads (fmha_fwd.py, force_lsu_kv)
     features = frozenset({"sliding_window", "softcap", "sinks", "non_causal", "return_softmax_lse"})
     max_decode_query_len = None
+    refusals = {"attention_chunk": "it needs MUSA SDK 5.1 or newer, and HAL does not read that version"}
     targets = {"prefill": "{module}.flash_attn_varlen_func",
                          "decode": "{module}.flash_attn_with_kvcache"}
     sources = ("MooreThreads/mate 3f58cc3, mate/mha_interface.py", "mate/jit/attention/fmha/fmha_fwd.py",
@@ -50,14 +51,10 @@ class Mate(AttentionBackend):
 
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
-        reasons = []
         if config.sinks and config.sliding_window is None:
-            reasons.append("sinks with sliding_window None is not supported (mate: sinks with a "
-                           "sliding_window; they are documented on its local-attention path only)")
-        if config.attention_chunk is not None:
-            reasons.append(f"attention_chunk {config.attention_chunk} needs MUSA SDK 5.1 or newer, and HAL "
-                           "does not read its version (mate: attention_chunk None)")
-        return reasons
+            return ["sinks with sliding_window None is not supported (mate: sinks with a sliding_window; "
+                    "they are documented on its local-attention path only)"]
+        return []
 
     @classmethod
     def bind(cls, config: AttentionConfig, platform: Platform, package: Package | None) -> Bound:

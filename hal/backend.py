@@ -101,6 +101,8 @@ class AttentionBackend:
     head_dim_pairs: ClassVar[tuple[tuple[int, int], ...] | None] = ()
     page_sizes: ClassVar[PageSizes] = PageSizes(16)
     features: ClassVar[frozenset[str]] = frozenset()
+    #: Why a feature is not served, where that is worth saying; the reason shows it instead of the feature list.
+    refusals: ClassVar[Mapping[str, str]] = {}
     attention_types: ClassVar[tuple[str, ...]] = ("decoder",)
     phases: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     #: False for a prefill backend that never reads the paged cache.
@@ -175,7 +177,8 @@ class AttentionBackend:
             value = asked(config)
             if value is not None and feature not in cls.features:
                 has = ", ".join(f for f in FEATURES if f in cls.features) or "none of the optional features"
-                reasons.append(f"{feature}{'' if value is True else f' {value}'} is not supported ({name}: {has})")
+                why = f"none, {cls.refusals[feature]}" if feature in cls.refusals else has
+                reasons.append(f"{feature}{'' if value is True else f' {value}'} is not supported ({name}: {why})")
         if config.attention_type not in cls.attention_types:
             reasons.append(f"attention_type {config.attention_type} is not supported "
                            f"({name}: {', '.join(cls.attention_types)})")

@@ -84,8 +84,8 @@ REASONS: list[tuple[str, str, dict[str, Any], str]] = [
      "sliding_window 1 would be ignored by the assembly kernels, which take a left bound of 0 for none "
      "(aiter: 2 or more)"),
     ("rocm:gfx942", "aiter", {"sinks": True},
-     "sinks would be ignored by the assembly kernels that flash_attn_varlen_func picks for bfloat16 (aiter: "
-     "sinks False)"),
+     "sinks is not supported (aiter: none, the assembly kernels that flash_attn_varlen_func picks for bfloat16 "
+     "would ignore them)"),
     ("rocm:gfx942", "aiter", {"attention_type": "encoder"},
      "attention_type encoder is not supported (aiter: decoder)"),
     ("npu:ascend910b", "ascend", {"page_size": 64}, "page_size 64 is not supported (ascend: 128)"),
@@ -93,14 +93,14 @@ REASONS: list[tuple[str, str, dict[str, Any], str]] = [
     ("npu:ascend910b", "ascend", {"head_dim": 192, "head_dim_v": 64},
      "head_dim 192 with head_dim_v 64 is not supported (ascend: 192/128)"),
     ("npu:ascend910b", "ascend", {"sliding_window": 4096},
-     "sliding_window 4096 is not certain: vllm-ascend passes pre_tokens W and SGLang W - 1 to the same op "
-     "(ascend: sliding_window None)"),
+     "sliding_window 4096 is not supported (ascend: none, vllm-ascend passes pre_tokens W and SGLang W - 1 to "
+     "the same op: not certain which is right)"),
     ("npu:ascend910b", "ascend", {"causal": False},
-     "non_causal gave uniform averages, no error: vllm-ascend#13699 (ascend: causal)"),
+     "non_causal is not supported (ascend: none, it gave uniform averages and no error: vllm-ascend#13699)"),
     ("npu:ascend910b", "ascend", {"softcap": 50},
-     "softcap 50.0 would be ignored: the op has no such argument (ascend: softcap 0.0)"),
+     "softcap 50.0 is not supported (ascend: none, the op has no such argument and would ignore it)"),
     ("npu:ascend910b", "ascend", {"sinks": True},
-     "sinks are an argument of npu_fused_infer_attention_score_v2 only (ascend: sinks False)"),
+     "sinks is not supported (ascend: none, only npu_fused_infer_attention_score_v2 has them)"),
     ("npu:ascend910b", "ascend", {"num_heads": 512, "num_kv_heads": 512},
      "num_kv_heads * head_dim 65536 is not supported (ascend: up to 65535)"),
     ("npu:ascend910b", "ascend", {"num_heads": 130, "num_kv_heads": 2},
@@ -117,8 +117,8 @@ REASONS: list[tuple[str, str, dict[str, Any], str]] = [
      "sinks with sliding_window None is not supported (mate: sinks with a sliding_window; they are "
      "documented on its local-attention path only)"),
     ("musa:mp31", "mate", {"attention_chunk": 8192},
-     "attention_chunk 8192 needs MUSA SDK 5.1 or newer, and HAL does not read its version (mate: "
-     "attention_chunk None)"),
+     "attention_chunk 8192 is not supported (mate: none, it needs MUSA SDK 5.1 or newer, and HAL does not read "
+     "that version)"),
 ]
 
 # (device, backend, config) that the backend accepts.
