@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# The CPU: is it here, and are its results right? Ends PASSED, FAILED or NOT RUN: reason.
+# shellcheck source=ci/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+verify_platform cpu uname -srm
