@@ -2,7 +2,7 @@
 
 One sequence at a time: gather its pages, then torch's SDPA where that computes exactly what was asked (with the
 GQA group folded into the query length: SDPA's own GQA reads K and V once per query head), else an exact float32
-softmax. Only keys that some query of the block can see are read. Reads the lengths on the host.
+softmax. Keys that no query of a block can see have no influence, whatever they hold. Reads the lengths on the host.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _attention(call: Call, flat_q: Tensor, flat_qv: Tensor | None, keys: Any, k_
     for b, (first, last) in enumerate(call.rows):
         if last > first:
             sequence(call, b, first, last, flat_q, flat_qv, keys, k_store, v_store, result, lse, packed, a)
-    shaped = result if packed else result.view(*q.shape[:-1], -1)
+    shaped = result if packed else result.view(*q.shape[:-1], v_store.shape[-1])
     if out is not None:
         shaped = out.copy_(shaped)
     if lse is None:

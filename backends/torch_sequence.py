@@ -48,6 +48,9 @@ def sequence(call: Call, b: int, first: int, last: int, q: Tensor, qv: Tensor | 
             if not (free and _all_visible(p0, p1, low, high, a, call.len_k[b])):
                 key = torch.arange(low, high, device=q.device) * world + rank
                 mask = _mask(call, b, first, last, i0, i1, p0, key, packed, a)
+                if not free:  # a window then leaves keys in the span that nobody sees: they may hold NaN
+                    unseen = ~mask.any(0)[:, None, None]
+                    k, v = _real(k, None, b).masked_fill(unseen, 0.0), _real(v, None, b).masked_fill(unseen, 0.0)
             if plain:
                 out = _sdpa(q[i0:i1], k, v, call.scale, mask, False, group)
             else:
@@ -114,9 +117,15 @@ def _mask(call: Call, b: int, first: int, last: int, i0: int, i1: int, p0: int, 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, causal: bool, group: int) -> Tensor:
     """torch's SDPA on q [n, Hq, D], k [m, Hkv, D], v [m, Hkv, Dv]; rows that see nothing give 0."""
-    from torch.nn.functional import scaled_dot_product_attention
+    from torch.nn.functional import pad, scaled_dot_product_attention
 
     n, heads, dim = q.shape
+    width = max(dim, v.shape[-1])
+    if dim != v.shape[-1]:
+        # The kernels that need no score matrix want equal head dims: zeros change neither scores nor outputs.
+        out = _sdpa(pad(q, (0, width - dim)), pad(k, (0, width - dim)), pad(v, (0, width - v.shape[-1])), scale, mask,
+                    causal, group)
+        return out[..., : v.shape[-1]]
     kk, vv = k.transpose(0, 1)[None], v.transpose(0, 1)[None]
     if mask is None and not causal:
         folded = q.view(n, heads // group, group, dim).permute(1, 2, 0, 3).reshape(1, heads // group, group * n, dim)

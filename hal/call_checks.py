@@ -40,6 +40,7 @@ def check_q(q: Tensor, packed: bool, a: dict[str, Any]) -> None:
     need(q.dtype in allowed, "q", q.dtype, "float16, bfloat16, float32 or fp8")
     need(q.dim() == (3 if packed else 4), "q", tuple(q.shape),
          "[total_q, Hq, D] with cu_seqlens_q" if packed else "[B, Sq, Hq, D], or cu_seqlens_q with packed rows")
+    need(q.shape[-2] > 0 and q.shape[-1] > 0, "q", tuple(q.shape), "at least one head and one element a head")
     need(q.stride(-1) == 1 or q.shape[-1] == 1, "q", f"stride {q.stride()}", "a contiguous last dimension")
     if packed:
         need(is_int(a["max_seqlen_q"], 0), "max_seqlen_q", a["max_seqlen_q"], "a whole number with cu_seqlens_q")
@@ -49,6 +50,8 @@ def check_q(q: Tensor, packed: bool, a: dict[str, Any]) -> None:
 
 def check_kv(q: Tensor, k: Tensor, v: Tensor, dims: int, k_name: str, v_name: str) -> None:
     """Shapes and dtypes of keys and values, packed or cached, against q."""
+    import torch
+
     shapes = {3: "[total_k, Hkv, D]", 4: "[num_pages or B, page_size or S, Hkv, D]"}
     for name, x in ((k_name, k), (v_name, v)):
         need(x.dim() == dims, name, tuple(x.shape), shapes[dims])
@@ -58,7 +61,9 @@ def check_kv(q: Tensor, k: Tensor, v: Tensor, dims: int, k_name: str, v_name: st
     need(k.shape[-2] > 0 and q.shape[-2] % k.shape[-2] == 0, k_name, f"{k.shape[-2]} KV heads",
          f"a divisor of q's {q.shape[-2]} heads")
     need(k.dtype == v.dtype, v_name, v.dtype, f"{k.dtype} as {k_name}")
-    need(k.dtype == q.dtype or k.dtype.itemsize == 1, k_name, k.dtype, f"{q.dtype} as q, or fp8")
+    # Engines that keep fp8 in uint8 must view it: bytes taken for numbers would be a plausible wrong answer.
+    need(k.dtype == q.dtype or k.dtype in (torch.float8_e4m3fn, torch.float8_e5m2), k_name, k.dtype,
+         f"{q.dtype} as q, or fp8 (float8_e4m3fn, float8_e5m2)")
     need(q.dtype.itemsize > 1 or k.dtype == q.dtype, "q", q.dtype, f"{k.dtype} as {k_name}")
 
 
@@ -101,8 +106,43 @@ def check_lengths(config: AttentionConfig, a: dict[str, Any], batch: int, capaci
     return new_rows, before, end, start
 
 
+def check_table(table: Any, page_size: int) -> None:
+    """A page table as such, before its rows and ids are looked at."""
+    int32(table, "page_table", 2)
+    need(table.stride(-1) == 1 or table.shape[1] < 2, "page_table", f"stride {table.stride()}",
+         "a contiguous last dimension")
+    need(page_size > 0, "page_table", "a tensor", "None with a page size of 0")
+
+
+def check_written(a: dict[str, Any], owner: list[int], before: list[int], end: list[int]) -> None:
+    """An append must land where it says: in memory that can be written, each token in a place of its own."""
+    table, k_cache, v_cache = a["page_table"], a["k_cache"], a["v_cache"]
+    for name in ("k_cache", "v_cache"):
+        check_writable(name, a[name])
+    need(k_cache.data_ptr() != v_cache.data_ptr() or k_cache.numel() == 0, "v_cache", "the memory of k_cache",
+         "memory of its own when appending")
+    if table is None:
+        return
+    size, ids = k_cache.shape[1], table.tolist()
+    pages = [page for b, row in enumerate(owner) if end[b] > before[b]
+             for page in ids[row][before[b] // size : -(-end[b] // size)]]
+    twice = [page for page in pages if pages.count(page) > 1] if len(set(pages)) < len(pages) else []
+    need(not twice, "page_table", f"page {twice[:1]} twice among the pages that k and v are appended to",
+         "a page of its own for every append")
+
+
+def check_writable(name: str, x: Tensor) -> None:
+    """Refuse what an in-place write would not reach, or would refuse half way through."""
+    import torch
+
+    need(all(stride != 0 or size < 2 for stride, size in zip(x.stride(), x.shape)), name,
+         f"an expanded view, stride {x.stride()}", "memory of its own for every element, since it is written")
+    need(not x.is_inference() or torch.is_inference_mode_enabled(), name, "an inference tensor",
+         "a normal tensor, or a call under torch.inference_mode(), since it is written")
+
+
 def check_pages(table: Tensor, owner: list[int], start: list[int], end: list[int], page_size: int,
-                 num_pages: int) -> None:
+                num_pages: int) -> None:
     """Pages that will be read or written must exist; what lies past a sequence's end may be anything."""
     ids = table.tolist()
     for b, row in enumerate(owner):
@@ -121,14 +161,19 @@ def check_rotary(q: Tensor, a: dict[str, Any], batch: int, before: list[int], ne
     if cos is None:
         return
     need(a["k"] is not None, "rotary_cos", "a tensor", "None without k and v: only an append is rotated")
-    need(cos.dim() == 2 and cos.shape == sin.shape, "rotary_sin", tuple(sin.shape),
+    need(a["k_cache"].dtype.itemsize > 1, "rotary_cos", "a tensor", "None with an fp8 cache: rotating rounds anew")
+    need(cos.dim() == 2, "rotary_cos", tuple(cos.shape), "[S, rotary_dim / 2]")
+    need(cos.shape == sin.shape, "rotary_sin", tuple(sin.shape),
          f"[S, rotary_dim / 2] as rotary_cos {tuple(cos.shape)}")
     need(0 < 2 * cos.shape[1] <= q.shape[-1], "rotary_cos", f"rotary_dim {2 * cos.shape[1]}",
          f"at most head_dim {q.shape[-1]}")
     for name, x in (("rotary_cos", cos), ("rotary_sin", sin)):
         need(x.dtype == q.dtype, name, x.dtype, f"{q.dtype} as q")
     starts = lengths(a["rotary_seqlens"], "rotary_seqlens", batch) or before
-    longest = max((s + max(n[1] - n[0], r[1] - r[0]) for s, n, r in zip(starts, new_rows, rows)), default=0)
+    # Neither causal nor local, all of q stands at the start position.
+    moving = a["causal"] is True or tuple(a["window_size"]) != (-1, -1) or a["attention_chunk"] != 0
+    longest = max((s + max(n[1] - n[0], r[1] - r[0] if moving else min(1, r[1] - r[0]))
+                   for s, n, r in zip(starts, new_rows, rows)), default=0)
     need(min(starts, default=0) >= 0, "rotary_seqlens", min(starts, default=0), "positions >= 0")
     need(longest <= cos.shape[0], "rotary_cos", f"{cos.shape[0]} positions", f"at least {longest}, the last one needed")
 
@@ -148,7 +193,8 @@ def check_parallel(a: dict[str, Any], local: list[int]) -> list[int]:
         need(a[name] is None, name, "a tensor", f"None with cp_world_size {world}")
     for have, tokens in zip(local, whole):
         mine = max(0, -(-(tokens - rank) // world))
-        need(have == mine, "cp_tot_seqused_k", tokens, f"lengths that give rank {rank} of {world} its {have} tokens")
+        need(tokens >= 0 and have == mine, "cp_tot_seqused_k", tokens,
+             f"lengths that give rank {rank} of {world} its {have} tokens")
     return whole
 
 
@@ -186,11 +232,13 @@ def check_common(config: AttentionConfig, a: dict[str, Any], rows: list[tuple[in
         dtype = q.dtype if q.dtype.itemsize > 1 else torch.bfloat16
         need(isinstance(a["out"], torch.Tensor) and a["out"].shape == expected and a["out"].dtype == dtype, "out",
              a["out"], f"{dtype} {expected}")
-        need(a["out"].stride(-1) == 1, "out", f"stride {a['out'].stride()}", "a contiguous last dimension")
+        need(a["out"].stride(-1) == 1 or a["out"].shape[-1] == 1, "out", f"stride {a['out'].stride()}",
+             "a contiguous last dimension")
+        check_writable("out", a["out"])
     check_masks(a, rows, len_k, packed, k)
     need(is_int(a["num_splits"], 0), "num_splits", a["num_splits"], "a whole number >= 0")
     need(is_int(a["sm_margin"], 0), "sm_margin", a["sm_margin"], "a whole number >= 0")
-    need(a["pack_gqa"] in (None, True, False), "pack_gqa", a["pack_gqa"], "None, True or False")
+    need(a["pack_gqa"] is None or isinstance(a["pack_gqa"], bool), "pack_gqa", a["pack_gqa"], "None, True or False")
 
 
 def check_masks(a: dict[str, Any], rows: list[tuple[int, int]], len_k: list[int], packed: bool, k: Tensor) -> None:
@@ -234,3 +282,21 @@ def scale_of(config: AttentionConfig, a: dict[str, Any]) -> float:
         return config.softmax_scale
     need(a["qv"] is None, "softmax_scale", None, "a number with qv, here or in the config: no default is any model's")
     return float(a["q"].shape[-1] ** -0.5)
+
+
+def check_config(config: AttentionConfig, a: dict[str, Any]) -> None:
+    """A call against the config its kernel was chosen for. MLA's materialised prefill has dims of its own."""
+    q, k, v = a["q"], a.get("k_cache", a["k"]), a.get("v_cache", a["v"])
+    if config.mla is not None and a["qv"] is None:
+        return
+    rope = config.head_dim - config.v_dim
+    for name, seen, field, expected in (
+            ("q", q.shape[-2], "num_heads", config.num_heads),
+            ("k", k.shape[-2], "num_kv_heads", config.num_kv_heads),
+            ("q", q.shape[-1], "head_dim", config.head_dim if config.mla is None else rope),
+            ("v", v.shape[-1], "head_dim_v", config.v_dim),
+            ("q", str(q.dtype).removeprefix("torch."), "dtype", config.dtype),
+    ):
+        fp8 = field == "dtype" and q.dtype.itemsize == 1 and config.stored_dtype.startswith("fp8")
+        need(seen == expected or fp8, name, f"{field} {seen}",
+             f"{expected}, the config's: each config has its own impl")

@@ -6,8 +6,8 @@ HAL's extension. Semantics common to both:
 Mask. With p = i + len_k - len_q (bottom-right alignment), key j is visible to query i iff
 p - left <= j <= p + right; window_size = (left, right), -1 unbounded; causal caps right at 0.
 attention_chunk c > 0 intersects this with floor(p/c)*c <= j < (floor(p/c)+1)*c. tree_mask replaces it over
-this step's own tokens (the last len_q keys); mm_prefix_ranges adds keys: p and j inside one range see each
-other. Positions count from cache_leftpad.
+this step's own tokens (the last len_q keys; window and chunk still cut the earlier cache); mm_prefix_ranges
+adds keys: p and j inside one range see each other. All positions count from cache_leftpad.
 
 Scores. s = (q . k + qv . v) * softmax_scale; softcap * tanh(s / softcap) where softcap > 0; then the mask.
 softmax_scale None means the config's, else head_dim ** -0.5; with qv and neither it raises. sinks [Hq] are
@@ -50,9 +50,11 @@ def flash_attn_with_kvcache(
         k, v: [B, Snew, Hkv, D(v)], or packed with cu_seqlens_k_new: written at cache_seqlens, in the cache's
             dtype, before attending.
         qv: like q with v's head dim: absorbed MLA; q and k_cache are then the rope parts, v_cache the latent.
-        rotary_cos, rotary_sin: [S, rotary_dim/2], q's dtype; need k. k is rotated at its position, starting at
-            absolute cache_seqlens (or rotary_seqlens, int32 [B]); q likewise if causal or local, else all of q
-            at the start position. rotary_interleaved: pairs (0,1),(2,3).. rather than halves.
+        rotary_cos, rotary_sin: [S, rotary_dim/2], q's dtype; need k, and a cache that is not fp8. k is rotated
+            at its position, starting at absolute cache_seqlens (or rotary_seqlens, int32 [B]); q likewise if
+            causal or local (a window or chunk was given; FlashAttention-3's source first drops windows that
+            cover the whole cache), else all of q at the start position. rotary_interleaved: pairs (0,1),(2,3)..
+            rather than halves.
         cache_seqlens: int or int32 [B], tokens in the cache before the append, absolute; None: the whole cache.
         cache_leftpad: int32 [B]; the cache starts there. len_k = cache_seqlens - leftpad + appended.
         cache_batch_idx: int32 [B]; row of the unpaged cache, or of page_table.
@@ -60,6 +62,7 @@ def flash_attn_with_kvcache(
         mm_prefix_ranges: int32 [B, R, 2], positions, half-open, -1 padded.
         sparse_indices: int32 [total_q, topk], slots page * page_size + offset, -1 none; exclusive with causal.
         cp_world_size, cp_rank, cp_tot_seqused_k: rank r of n holds tokens r, r+n, ..; int32 [B] global lengths.
+            Neither k and v nor cache_leftpad go with it: write the cache first.
 
     Returns: out [.., Hq, Dv], or (out, lse) with lse [B, Hq, Sq], packed [Hq, total_q].
     Raises: ValueError naming the argument, its value and what was expected, before anything is written.

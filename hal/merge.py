@@ -37,12 +37,13 @@ def merge_attention_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: T
     shift = torch.where(top == float("-inf"), torch.zeros_like(top), top)
     weight_a, weight_b = torch.exp(lse_a - shift), torch.exp(lse_b - shift)
     total = weight_a + weight_b
-    lse = torch.where(total > 0, shift + torch.log(total), torch.full_like(total, float("-inf")))
+    # total is 0 only where both are empty; a NaN stays one rather than looking like an empty row.
+    lse = torch.where(total == 0, torch.full_like(total, float("-inf")), shift + torch.log(total)).to(lse_a.dtype)
 
     def part(out: Tensor, weight: Tensor) -> Tensor:
         # An ignored partial may hold NaN, and 0 * NaN is NaN. total is at least 1 where any weight is not 0.
-        share = (weight / torch.where(total > 0, total, torch.ones_like(total))).transpose(-1, -2).unsqueeze(-1)
+        share = (weight / torch.where(total == 0, torch.ones_like(total), total)).transpose(-1, -2).unsqueeze(-1)
         wide = torch.promote_types(out.dtype, share.dtype)
-        return torch.where(share > 0, out.to(wide) * share.to(wide), torch.zeros((), dtype=wide, device=out.device))
+        return torch.where(share == 0, torch.zeros((), dtype=wide, device=out.device), out.to(wide) * share.to(wide))
 
     return (part(out_a, weight_a) + part(out_b, weight_b)).to(out_a.dtype), lse

@@ -26,9 +26,9 @@ def visible(p: Tensor, key: Tensor, len_k: int, causal: bool, window: tuple[int,
         right = 0
     seen = (key < len_k).expand(p.shape[0], -1)
     if left >= 0:
-        seen = seen & (key >= p - left)
+        seen = seen & (p - key <= left)
     if right >= 0:
-        seen = seen & (key <= p + right)
+        seen = seen & (key - p <= right)
     if chunk > 0:
         start = torch.div(p, chunk, rounding_mode="floor") * chunk
         seen = seen & (key >= start) & (key < start + chunk)
@@ -81,8 +81,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, qv: Tensor | None, scale: float, sof
             total = total * decay + torch.exp(sink - new_top)
             acc = acc * decay[:, :, None]
             top = new_top
-        out[i0:i1] = torch.where(total[:, :, None] > 0, acc / total[:, :, None], 0.0).transpose(0, 1)
-        lse[:, i0:i1] = torch.where(total > 0, top + torch.log(total), -INF)
+        # Only a row that saw nothing is empty: a NaN that was seen stays one.
+        out[i0:i1] = torch.where(total[:, :, None] == 0, 0.0, acc / total[:, :, None]).transpose(0, 1)
+        lse[:, i0:i1] = torch.where(total == 0, -INF, top + torch.log(total))
     return out, lse
 
 
@@ -249,7 +250,8 @@ def flash_attn_with_kvcache(
             start = before[b] if rotary_seqlens is None else int(rotary_seqlens[b])
             # Neither causal nor local: every query stands at the start position (FlashAttention-3's rule).
             positions = start + (torch.arange(len_q) if causal or local else torch.zeros(len_q, dtype=torch.long))
-            qb = rotate(qb, rotary_cos, rotary_sin, positions, rotary_interleaved)
+            # The kernel holds rotated queries in q's dtype, as it does keys in the cache's (rotary.h).
+            qb = rotate(qb, rotary_cos, rotary_sin, positions, rotary_interleaved).to(q.dtype).double()
         qb = _descale(qb, q_descale, b)
         qvb = None if flat_qv is None else _descale(flat_qv[first:last], q_descale, b)
         sink = None if sinks is None else sinks.double()

@@ -14,16 +14,19 @@ from typing import Any
 from hal import contract
 from hal.call_checks import (
     check_common,
+    check_config,
     check_kv,
     check_lengths,
     check_pages,
     check_parallel,
     check_q,
     check_rotary,
+    check_table,
     check_tensors,
+    check_written,
     scale_of,
 )
-from hal.checks import int32, lengths, need, rows_of
+from hal.checks import is_int, lengths, need, rows_of
 from hal.config import AttentionConfig
 
 
@@ -48,13 +51,15 @@ class Call:
 
 
 def checked(function: Callable[..., Any], config: AttentionConfig, name: str) -> Callable[..., Any]:
-    """`function` with every call validated first (HAL_CHECK=1)."""
+    """`function` with every call validated first, and held to the config it was bound for (HAL_CHECK=1)."""
     bind = contract.binder(contract.WITH_KVCACHE if name == "flash_attn_with_kvcache" else contract.VARLEN)
     check = check_with_kvcache if name == "flash_attn_with_kvcache" else check_varlen
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        check(config, **bind(args, kwargs))
+        arguments = bind(args, kwargs)
+        check(config, **arguments)
+        check_config(config, arguments)
         return function(*args, **kwargs)
 
     return wrapper
@@ -75,14 +80,14 @@ def check_with_kvcache(config: AttentionConfig, **a: Any) -> Call:
     page_size = k_cache.shape[1]
     owner = lengths(a["cache_batch_idx"], "cache_batch_idx", batch) or list(range(batch))
     if table is not None:
-        int32(table, "page_table", 2)
-        need(table.stride(-1) == 1 or table.shape[1] < 2, "page_table", f"stride {table.stride()}",
-             "a contiguous last dimension")
+        check_table(table, page_size)
+    # Sparse queries name their keys, so the table serves an append only.
+    sequences = a["sparse_indices"] is None or a["k"] is not None
     owners = k_cache.shape[0] if table is None else table.shape[0]
     what = "k_cache's batch" if table is None else "page_table's rows"
     if a["cache_batch_idx"] is None:
         # A table may have more rows than the batch (padded engines); a cache must match it.
-        need(owners == batch or (table is not None and owners > batch) or a["sparse_indices"] is not None,
+        need(owners == batch or (table is not None and owners > batch) or not sequences,
              "k_cache" if table is None else "page_table", f"{owners} rows",
              f"{batch} rows, the batch of q (or cache_batch_idx)")
     else:
@@ -91,8 +96,11 @@ def check_with_kvcache(config: AttentionConfig, **a: Any) -> Call:
     capacity = page_size if table is None else table.shape[1] * page_size
     new_rows, before, end, start = check_lengths(config, a, batch, capacity, owner)
     check_rotary(q, a, batch, before, new_rows, rows)
-    if table is not None and a["sparse_indices"] is None:
-        check_pages(table, owner, start, end, page_size, k_cache.shape[0])
+    if table is not None and sequences:
+        sparse = a["sparse_indices"] is not None
+        check_pages(table, owner, before if sparse else start, end, page_size, k_cache.shape[0])
+    if a["k"] is not None:
+        check_written(a, owner, before, end)
     len_k = check_parallel(a, [e - s for s, e in zip(start, end)])
     check_common(config, a, rows, len_k, packed, k_cache, v_cache, new_rows)
     return Call(rows, start, end, scale_of(config, a), len_k, before, new_rows, owner)
@@ -116,13 +124,14 @@ def check_varlen(config: AttentionConfig, **a: Any) -> Call:
         need(a["cu_seqlens_k"] is None, "cu_seqlens_k", "a tensor", "None with page_table: pass seqused_k")
         need(seqused_k is not None, "seqused_k", None, "int32 [B] with page_table")
         check_kv(q, k, v, 4, "k", "v")
-        int32(table, "page_table", 2)
+        check_table(table, k.shape[1])
         need(table.shape[0] >= batch, "page_table", f"{table.shape[0]} rows", f"at least {batch}, the batch")
         end = list(seqused_k or [])
         capacity = table.shape[1] * k.shape[1]
         bad = [n for n in end if not 0 <= n <= capacity]
         need(not bad, "seqused_k", bad[:1], f"lengths from 0 to {capacity}, what page_table can hold")
-        start = [0] * batch
+        start, most = [0] * batch, a["max_seqlen_k"]
+        need(most is None or is_int(most, max(end)), "max_seqlen_k", most, f"None or at least {max(end)}, the longest")
         check_pages(table, list(range(batch)), start, end, k.shape[1], k.shape[0])
     else:
         need(a["cu_seqlens_k"] is not None, "cu_seqlens_k", None, "int32 [B + 1], or page_table with seqused_k")

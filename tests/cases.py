@@ -54,7 +54,7 @@ def kvcache_case(rng: random.Random, features: set[str], dtype: str, page: int |
     total = lengths(rng, batch, size, most)
     lens = [len(range(rank, n, world)) for n in total] if "cp" in features else total
     packed = rng.random() < 0.5
-    queries = [rng.choice((0, 1, 2, 5)) for _ in range(batch)] if packed else [rng.choice((1, 1, 3))] * batch
+    queries = [rng.choice((0, 1, 2, 5)) for _ in range(batch)] if packed else [rng.choice((0, 1, 1, 3))] * batch
     if "tree_mask" in features:
         lens = [max(n, max(queries)) for n in lens]
         total = [max(n, max(queries)) for n in total]

@@ -51,6 +51,10 @@ KVCACHE = [
     ({"k_cache": T(7, 4, 2, 8).half()}, r"^v_cache: got torch.float32, expected torch.float16 as k_cache"),
     ({"k_cache": T(7, 4, 2, 8).half(), "v_cache": T(7, 4, 2, 8).half()},
      r"^k_cache: got torch.float16, expected torch.float32 as q, or fp8"),
+    ({"k_cache": torch.ones(7, 4, 2, 8, dtype=torch.uint8), "v_cache": torch.ones(7, 4, 2, 8, dtype=torch.uint8)},
+     r"^k_cache: got torch.uint8, expected torch.float32 as q, or fp8 \(float8_e4m3fn, float8_e5m2\)"),
+    ({"k_cache": T(7, 4, 2, 1).expand(7, 4, 2, 8)}, r"^k_cache: got stride .*, expected a contiguous last dimension"),
+    ({"k_cache": T(1, 4, 2, 8).expand(7, 4, 2, 8)}, r"^k_cache: got an expanded view, .*, expected memory of its own"),
     ({"v_cache": T(6, 4, 2, 8)}, r"^v_cache: got \(6, 4, 2, 8\), expected \(7, 4, 2\) \+ \(Dv,\) as k_cache"),
     ({"v_cache": T(7, 4, 8, 2).transpose(2, 3)}, r"^v_cache: got stride .*, expected a contiguous last dimension"),
     ({"k": None}, r"^k: got None, expected k and v together"),
@@ -73,6 +77,11 @@ KVCACHE = [
     ({"page_table": ints(0, 3, 2)}, r"^page_table: got \(3,\), expected 2 dimensions"),
     ({"page_table": ints(0, 7, 2, 5, 1, 4).view(2, 3)}, r"^page_table: got page 7 for sequence 0, expected pages from 0 to 6"),
     ({"page_table": ints(0, 3, 2, 5, -1, 4).view(2, 3)}, r"^page_table: got page -1 for sequence 1, expected pages"),
+    ({"page_table": ints(0, 3, 2, 5, 1, 3).view(2, 3)}, r"^page_table: got page \[3\] twice among the pages that k and v"),
+    ({"page_table": ints(0, 3, 2, 5, 1, 9).view(2, 3), "sparse_indices": ints(0, 1, 2, 3).view(4, 1)},
+     r"^page_table: got page 9 for sequence 1, expected pages from 0 to 6"),
+    ({"page_table": ints(0, 3, 2, 5, 1, 4).view(2, 3)[:1], "sparse_indices": ints(0, 1, 2, 3).view(4, 1)},
+     r"^page_table: got 1 rows, expected 2 rows"),
     ({"page_table": ints(0, 3, 2).view(1, 3)}, r"^page_table: got 1 rows, expected 2 rows"),
     ({"cache_batch_idx": ints(0, 2)}, r"^cache_batch_idx: got \[2\], expected values from 0 to 1 \(page_table's rows\)"),
     ({"cache_batch_idx": ints(1, 1)}, r"^cache_batch_idx: got \[1, 1\], expected distinct rows when appending"),
@@ -82,6 +91,7 @@ KVCACHE = [
     ({"cu_seqlens_k_new": ints(0, 2, 4), **NO_APPEND}, r"^cu_seqlens_k_new: got a tensor, expected None without k and v"),
     ({"cu_seqlens_k_new": ints(0, 2, 4)}, r"^k: got \(2, 2, 2, 8\), expected \[total_new, Hkv, D\]"),
     ({"max_seqlen_q": 3}, r"^max_seqlen_q: got 3, expected None or q.shape\[1\] = 2"),
+    ({"rotary_cos": COS[0], "rotary_sin": COS[0]}, r"^rotary_cos: got \(4,\), expected \[S, rotary_dim / 2\]"),
     ({"rotary_cos": COS}, r"^rotary_sin: got None, expected rotary_cos and rotary_sin together"),
     ({"rotary_cos": COS, "rotary_sin": COS[:, :3]}, r"^rotary_sin: got \(16, 3\), expected .* as rotary_cos"),
     ({"rotary_cos": COS, "rotary_sin": COS, **NO_APPEND}, r"^rotary_cos: got a tensor, expected None without k and v"),
@@ -105,6 +115,7 @@ KVCACHE = [
     ({"return_softmax_lse": "yes"}, r"^return_softmax_lse: got yes, expected True or False"),
     ({"sinks": T(3)}, r"^sinks: got torch.float32 \(3,\) on cpu, expected floating \(4,\)"),
     ({"sinks": ints(1, 1, 1, 1)}, r"^sinks: got torch.int32 .*, expected floating \(4,\)"),
+    ({"out": torch.full((2, 1, 4, 8), 7.0).expand(2, 2, 4, 8)}, r"^out: got an expanded view, .*, expected memory of its own"),
     ({"out": torch.full((2, 2, 4, 7), 7.0)}, r"^out: got torch.float32 \(2, 2, 4, 7\) on cpu, expected torch.float32 \(2, 2, 4, 8\)"),
     ({"out": torch.full((2, 2, 4, 8), 7.0).half()}, r"^out: got torch.float16 .*, expected torch.float32"),
     ({"tree_mask": torch.ones(2, 2, 3, dtype=torch.bool)}, r"^tree_mask: got torch.bool \(2, 2, 3\) on cpu, expected bool \(2, 2, 2\)"),
@@ -144,6 +155,8 @@ VARLEN = [
     ({"cu_seqlens_k": None}, r"^cu_seqlens_k: got None, expected int32 \[B \+ 1\], or page_table with seqused_k"),
     ({"cu_seqlens_k": ints(0, 9), "max_seqlen_k": 9}, r"^cu_seqlens_k: got 1 sequences, expected 2"),
     ({"max_seqlen_k": 4}, r"^max_seqlen_k: got 4, expected at least 5"),
+    ({"page_table": ints(0, 1).view(2, 1), "cu_seqlens_k": None, "seqused_k": ints(4, 3), "k": T(2, 4, 2, 8),
+      "v": T(2, 4, 2, 8), "max_seqlen_k": 3}, r"^max_seqlen_k: got 3, expected None or at least 4, the longest"),
     ({"seqused_q": ints(3, 3)}, r"^seqused_q: got \[3\], expected lengths between 0 and each sequence's own"),
     ({"seqused_k": ints(4, 6)}, r"^seqused_k: got \[6\], expected lengths between 0"),
     ({"page_table": ints(0, 1).view(2, 1)}, r"^cu_seqlens_k: got a tensor, expected None with page_table"),
@@ -188,6 +201,41 @@ def test_every_argument_of_the_contract_has_a_bad_call() -> None:
     covered = {name for change, _ in KVCACHE for name in change}
     assert covered >= set(contract.WITH_KVCACHE.parameters) - {"scheduler_metadata"}
     assert len(KVCACHE) + len(VARLEN) >= 60
+
+
+def test_an_append_into_shared_or_unwritable_memory_is_refused() -> None:
+    args = kvcache()
+    args["v_cache"] = args["k_cache"]
+    refused("flash_attn_with_kvcache", args, {}, "^v_cache: got the memory of k_cache, expected memory of its own")
+    for name in ("k_cache", "v_cache", "out"):
+        args = kvcache()
+        with torch.inference_mode():
+            frozen = args[name].clone()
+        refused("flash_attn_with_kvcache", args, {name: frozen}, f"^{name}: got an inference tensor, expected a normal")
+        with torch.inference_mode():
+            ATTN.flash_attn_with_kvcache(**(args | {name: frozen}))
+
+
+def test_rotary_into_an_fp8_cache_is_refused() -> None:
+    args = {n: x.to(torch.float8_e4m3fn) if n in ("k", "v", "k_cache", "v_cache") else x for n, x in kvcache().items()}
+    change = {"rotary_cos": COS, "rotary_sin": COS}
+    refused("flash_attn_with_kvcache", args, change, "^rotary_cos: got a tensor, expected None with an fp8 cache")
+
+
+def test_hal_check_holds_a_call_to_its_config() -> None:
+    """The kernel was chosen for one configuration; another shape needs an impl of its own."""
+    checked = validation.checked(lambda *a, **k: "ran", CONFIG, "flash_attn_with_kvcache")
+    assert checked(**kvcache()) == "ran"
+    q, cache = T(1, 1, 8, 8), T(1, 5, 2, 8)
+    with pytest.raises(ValueError, match=r"^q: got num_heads 8, expected 4, the config's"):
+        checked(q, cache, cache)
+    with pytest.raises(ValueError, match=r"^q: got dtype float16, expected float32, the config's"):
+        checked(q[:, :, :4].half(), cache.half(), cache.half())
+    with pytest.raises(ValueError, match=r"^v: got head_dim_v 4, expected 8, the config's"):
+        checked(q[:, :, :4], cache, cache[..., :4])
+    mla = hal.AttentionConfig(num_heads=2, mla=True, softmax_scale=0.1, dtype="float32")
+    checked = validation.checked(lambda *a, **k: "ran", mla, "flash_attn_with_kvcache")
+    assert checked(T(1, 1, 2, 64), T(1, 5, 1, 64), T(1, 5, 1, 512), qv=T(1, 1, 2, 512)) == "ran"
 
 
 def test_unknown_arguments_are_refused() -> None:
