@@ -7,8 +7,9 @@ from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from hal.backend import AttentionBackend, Bound, HeadDims, PageSizes
+from hal.backend import AttentionBackend, Bound
 from hal.backends.refuse import keep, mask, refuse, require
+from hal.capabilities import HeadDims, PageSizes
 from hal.contract import VARLEN, WITH_KVCACHE
 from hal.packages import Package
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hal.backend import FEATURES, AttentionBackend, Bound, HeadDims, PageSizes
+from hal.backend import AttentionBackend, Bound
+from hal.capabilities import FEATURES, HeadDims, PageSizes
 from hal.config import ATTENTION_TYPES, DTYPES, AttentionConfig
 from hal.torch_import import load_torch
 
@@ -31,7 +32,7 @@ class TorchNative(AttentionBackend):
     head_dim_pairs = None
     page_sizes = PageSizes(preferred=16)
     # graph: lengths are read on the host, so nothing can be captured.
-    features = frozenset(FEATURES) - {"graph"}
+    features = frozenset(FEATURES)
     attention_types = ATTENTION_TYPES
     max_decode_query_len = None
     nan_safe_tail = True

@@ -6,71 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hal.config import AttentionConfig
+from hal.capabilities import FEATURES, LEVELS, HeadDims, PageSizes
+from hal.config import AttentionConfig, MLADims
 from hal.packages import Package, Packages
 
 if TYPE_CHECKING:
     from hal.platform import Platform
-
-LEVELS = ("declared", "contract", "emulated", "compiled", "hardware")
-
-# Feature name -> (is it asked for, the value to show). A backend lists the names it serves in `features`.
-FEATURES: Mapping[str, Callable[[AttentionConfig], Any]] = {
-    "sliding_window": lambda c: c.sliding_window,
-    "attention_chunk": lambda c: c.attention_chunk,
-    "softcap": lambda c: c.softcap or None,
-    "sinks": lambda c: c.sinks or None,
-    "mla": lambda c: c.mla,
-    "sparse": lambda c: c.sparse or None,
-    "tree_mask": lambda c: c.tree_mask or None,
-    "mm_prefix": lambda c: c.mm_prefix or None,
-    "non_causal": lambda c: None if c.causal else True,
-    "return_softmax_lse": lambda c: c.return_softmax_lse or None,
-    "context_parallel": lambda c: c.context_parallel_size if c.context_parallel_size > 1 else None,
-    "deterministic": lambda c: c.deterministic or None,
-    "graph": lambda c: c.graph or None,
-}
-
-
-@dataclass(frozen=True)
-class HeadDims:
-    """Supported head dims: multiples of `step` from `low` to `high`, or exactly `only`. In elements."""
-
-    low: int = 1
-    high: int = 1 << 30
-    step: int = 1
-    only: tuple[int, ...] = ()
-
-    def __contains__(self, dim: object) -> bool:
-        if not isinstance(dim, int):
-            return False
-        return dim in self.only if self.only else self.low <= dim <= self.high and dim % self.step == 0
-
-    def __str__(self) -> str:
-        if self.only:
-            return ", ".join(map(str, self.only))
-        multiples = f"multiples of {self.step} " if self.step > 1 else ""
-        return f"{multiples}from {self.low} to {self.high}" if self.high < 1 << 30 else f"{multiples or 'any '}".strip()
-
-
-@dataclass(frozen=True)
-class PageSizes:
-    """Supported page sizes in tokens: multiples of `step`, or exactly `only`; `preferred` where none was asked for."""
-
-    preferred: int
-    step: int = 1
-    only: tuple[int, ...] = ()
-
-    def __contains__(self, size: object) -> bool:
-        if not isinstance(size, int) or size < 1:
-            return False
-        return size in self.only if self.only else size % self.step == 0
-
-    def __str__(self) -> str:
-        if self.only:
-            return ", ".join(map(str, self.only))
-        return f"multiples of {self.step}" if self.step > 1 else "any"
-
 
 @dataclass(frozen=True)
 class Bound:
@@ -101,6 +42,10 @@ class AttentionBackend:
     head_dim_pairs: ClassVar[tuple[tuple[int, int], ...] | None] = ()
     page_sizes: ClassVar[PageSizes] = PageSizes(16)
     features: ClassVar[frozenset[str]] = frozenset()
+    #: Features that a configuration must ask for: a backend of MLA alone requires "mla".
+    requires: ClassVar[frozenset[str]] = frozenset()
+    #: (qk, v) head dims of expanded MLA that its varlen function takes in prefill, without reading the cache.
+    mla_prefill: ClassVar[tuple[tuple[int, int], ...]] = ()
     #: Why a feature is not served, where that is worth saying; the reason shows it instead of the feature list.
     refusals: ClassVar[Mapping[str, str]] = {}
     attention_types: ClassVar[tuple[str, ...]] = ("decoder",)
@@ -111,6 +56,10 @@ class AttentionBackend:
     max_decode_query_len: ClassVar[int | None] = 1
     #: Physical layout of the paged cache. Backends of one pair must agree.
     kv_layout: ClassVar[str] = "[num_pages, page_size, num_kv_heads, head_dim]"
+    #: What can be captured in a graph (capabilities.GRAPH_LEVELS).
+    graph_level: ClassVar[str] = "never"
+    #: False where the backend can be asked about but not used: its adapter is not written yet.
+    adapter: ClassVar[bool] = True
     #: NaN in the unused tail of a used page does no harm.
     nan_safe_tail: ClassVar[bool] = False
     #: "platform:arch" (or a platform) -> verification level reached (design.md section 7), with its evidence.
@@ -124,12 +73,22 @@ class AttentionBackend:
     @classmethod
     def level(cls, platform: Platform) -> str:
         """Verification level on one platform; "declared" where nothing more was proven."""
-        return cls.levels.get(str(platform), cls.levels.get(platform.kind, "declared"))
+        return cls.levels.get(str(platform), cls.levels.get(platform.kind, LEVELS[0]))
 
     @classmethod
     def q_dtype(cls, config: AttentionConfig) -> str:
         """dtype that q must have: the config's, unless the kernel wants fp8 queries with an fp8 cache."""
         return config.dtype
+
+    @classmethod
+    def reads(cls, config: AttentionConfig, phase: str) -> bool:
+        """Whether the paged cache is read in a phase; if not, its page size, layout and dtype do not matter."""
+        return cls.reads_cache and not cls._expands(config, phase)
+
+    @classmethod
+    def _expands(cls, config: AttentionConfig, phase: str) -> bool:
+        """MLA's prefill over expanded K and V, where this backend has no absorbed form of its own."""
+        return bool(config.mla is not None and phase == "prefill" and cls.mla_prefill and "mla" not in cls.features)
 
     @classmethod
     def package_reasons(cls, package: Package, config: AttentionConfig) -> list[str]:
@@ -165,20 +124,24 @@ class AttentionBackend:
             reasons.append(f"phase {phase} is not supported ({name}: {', '.join(cls.phases)})")
         if config.dtype not in cls.dtypes:
             reasons.append(f"dtype {config.dtype} is not supported ({name}: {', '.join(cls.dtypes)})")
-        stored = config.stored_dtype
-        if stored != config.dtype and stored not in cls.kv_cache_dtypes:
+        stored, reads, expands = config.stored_dtype, cls.reads(config, phase), cls._expands(config, phase)
+        if reads and stored != config.dtype and stored not in cls.kv_cache_dtypes:
             also = ", ".join(("auto", config.dtype, *cls.kv_cache_dtypes))
             reasons.append(f"kv_cache_dtype {stored} is not supported ({name} with dtype {config.dtype}: {also})")
-        reasons += cls._head_reasons(config)
+        reasons += cls._expanded_reasons(config) if expands else cls._head_reasons(config)
         size = page_size if page_size is not None else config.page_size
-        if size is not None and cls.reads_cache and size not in cls.page_sizes:
+        if size is not None and reads and size not in cls.page_sizes:
             reasons.append(f"page_size {size} is not supported ({name}: {cls.page_sizes})")
         for feature, asked in FEATURES.items():
             value = asked(config)
-            if value is not None and feature not in cls.features:
+            if value is None and feature in cls.requires:
+                reasons.append(f"{feature} is needed ({name}: {', '.join(sorted(cls.requires))} only)")
+            if value is not None and feature not in cls.features and not (expands and feature == "mla"):
                 has = ", ".join(f for f in FEATURES if f in cls.features) or "none of the optional features"
                 why = f"none, {cls.refusals[feature]}" if feature in cls.refusals else has
                 reasons.append(f"{feature}{'' if value is True else f' {value}'} is not supported ({name}: {why})")
+        if config.graph and cls.graph_level == "never":
+            reasons.append(f"graph is not supported ({name}: graph level never)")
         if config.attention_type not in cls.attention_types:
             reasons.append(f"attention_type {config.attention_type} is not supported "
                            f"({name}: {', '.join(cls.attention_types)})")
@@ -191,7 +154,19 @@ class AttentionBackend:
             for package in cls.packages:
                 missing = packages.missing(package)
                 reasons += [missing] if missing else cls.package_reasons(package, config)
+        if not cls.adapter and not packages.adapters_assumed:
+            reasons.append(f"adapter is not written yet ({name}: it can be asked about, not used)")
         return reasons
+
+    @classmethod
+    def _expanded_reasons(cls, config: AttentionConfig) -> list[str]:
+        """The widths of expanded MLA against those declared for prefill."""
+        assert isinstance(config.mla, MLADims)
+        pair = (config.mla.qk_nope_head_dim + config.mla.qk_rope_head_dim, config.mla.v_head_dim)
+        if pair in cls.mla_prefill:
+            return []
+        pairs = ", ".join(f"{d}/{dv}" for d, dv in cls.mla_prefill)
+        return [f"MLA prefill with head_dim {pair[0]} and head_dim_v {pair[1]} is not supported ({cls.name}: {pairs})"]
 
     @classmethod
     def _head_reasons(cls, config: AttentionConfig) -> list[str]:

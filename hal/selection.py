@@ -66,6 +66,7 @@ def explain_kinds(kinds: Sequence[LayerKind], device: str | Platform = "auto",
         packages = Packages.installed() if here else Packages.assumed()
     elif isinstance(packages, str):
         packages = Packages.parse(packages)
+    packages.adapters_assumed = not here
     if choices is None or isinstance(choices, Choice):
         choices = {kind.kind: choices or Choice() for kind in kinds}
     decisions = _decide(kinds, platform, choices, packages)
@@ -122,7 +123,8 @@ def _preferred_sizes(kinds: Sequence[LayerKind], platform: Platform, choices: di
     for kind in kinds:
         for phase in ("decode", "prefill"):
             for backend in _candidates(platform, kind.config, choices[kind.kind].for_phase(phase), phase):
-                if backend.reads_cache and not backend.unsupported_reasons(kind.config, platform, packages, phase):
+                reasons = backend.unsupported_reasons(kind.config, platform, packages, phase)
+                if backend.reads(kind.config, phase) and not reasons:
                     sizes.append(backend.page_sizes.preferred)
     return list(dict.fromkeys(sizes))
 
@@ -152,14 +154,14 @@ def _decide_kind(config: AttentionConfig, platform: Platform, choice: Choice, pa
     decode, prefill = look("decode"), look("prefill")
     pair: tuple[type[AttentionBackend] | None, type[AttentionBackend] | None] = (None, None)
     fitting = [(d, p) for d, d_reasons in decode if not d_reasons
-               for p, p_reasons in prefill if not p_reasons and not _cache_mismatch(p, d)]
+               for p, p_reasons in prefill if not p_reasons and not _cache_mismatch(p, d, config)]
     if fitting:
         pair = fitting[0]
     else:
         pair = (next((b for b, reasons in decode if not reasons), None), None)
     chosen_decode, chosen_prefill = pair
     if chosen_decode is not None:
-        prefill = [(b, reasons + _cache_mismatch(b, chosen_decode)) for b, reasons in prefill]
+        prefill = [(b, reasons + _cache_mismatch(b, chosen_decode, config)) for b, reasons in prefill]
 
     def phase_decision(phase: str, rows: list[tuple[type[AttentionBackend], list[str]]],
                        chosen: type[AttentionBackend] | None) -> PhaseDecision:
@@ -167,6 +169,7 @@ def _decide_kind(config: AttentionConfig, platform: Platform, choice: Choice, pa
                              chosen.target(phase, chosen.package_for(packages, config)) if chosen else None,
                              tuple(Candidate(b.name, tuple(reasons), b.level(platform)) for b, reasons in rows))
 
+    adapters = [f"an adapter for {b.name} (not written yet)" for b in pair if b and not b.adapter]
     needed = [package.distribution for b in pair if b for package in [b.package_for(packages, config)] if package]
     return Decision(
         platform=platform, config=config, prefill=phase_decision("prefill", prefill, chosen_prefill),
@@ -174,10 +177,11 @@ def _decide_kind(config: AttentionConfig, platform: Platform, choice: Choice, pa
         page_size=size if chosen_decode else config.page_size,
         q_dtype=chosen_decode.q_dtype(config) if chosen_decode else config.dtype,
         kv_layout=chosen_decode.kv_layout if chosen_decode else None, packages=packages.listing,
-        needed=tuple(dict.fromkeys(needed)))
+        needed=tuple(dict.fromkeys([*needed, *adapters])))
 
 
-def _cache_mismatch(prefill: type[AttentionBackend], decode: type[AttentionBackend]) -> list[str]:
-    if not prefill.reads_cache or prefill.kv_layout == decode.kv_layout:
+def _cache_mismatch(prefill: type[AttentionBackend], decode: type[AttentionBackend],
+                    config: AttentionConfig) -> list[str]:
+    if not prefill.reads(config, "prefill") or prefill.kv_layout == decode.kv_layout:
         return []
     return [f"kv_layout {prefill.kv_layout} is not the decode backend's ({decode.name}: {decode.kv_layout})"]

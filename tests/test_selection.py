@@ -14,8 +14,9 @@ from data_selection import ACCEPTED, BAD_FIELDS, CHOICES, REASONS
 
 import hal
 from hal import AttentionConfig, LayerKind, MLADims, NoBackendError, plugins, registry
-from hal.backend import FEATURES, AttentionBackend, HeadDims, PageSizes
+from hal.backend import AttentionBackend
 from hal.backends import ALIASES, BACKENDS
+from hal.capabilities import FEATURES, HeadDims, PageSizes
 from hal.host import Host
 from hal.packages import Package, Packages
 from hal.platforms import table
@@ -42,7 +43,7 @@ def forget_plugins() -> None:
 def toy(name: str, **declared: Any) -> type[AttentionBackend]:
     """A backend of the CPU that serves everything but what `declared` says; registered."""
     base: dict[str, Any] = {"name": name, "platforms": {"cpu": ()}, "features": frozenset(FEATURES),
-                            "dtypes": ("bfloat16",), "head_dims": HeadDims(),
+                            "dtypes": ("bfloat16",), "head_dims": HeadDims(), "graph_level": "always",
                             "targets": {"prefill": f"{name}.p", "decode": f"{name}.d"}}
     backend = type(name, (AttentionBackend,), {**base, **declared})
     registry.register_backend(name, backend)
@@ -237,7 +238,7 @@ def decide(choices: Any = None, **kinds: AttentionConfig) -> dict[str, hal.Decis
 
 def test_kinds_share_one_page_size() -> None:
     full, sliding = AttentionConfig(graph=True), AttentionConfig(graph=True, sliding_window=8)
-    toy("only_64", page_sizes=PageSizes(64, only=(64,)), features=frozenset({"graph"}))
+    toy("only_64", page_sizes=PageSizes(64, only=(64,)), features=frozenset())
     toy("only_16", page_sizes=PageSizes(16, only=(16,)))
     alone = decide(full=full)["full"]
     assert (alone.chosen, alone.page_size) == ("only_64", 64)
@@ -253,7 +254,7 @@ def test_kinds_share_one_page_size() -> None:
 def test_page_size_with_the_best_ranks_wins(between: int, expected: dict[str, str]) -> None:
     # Ranks from best_64: 0, 1, 2 (+ between). At 64 they sum to 0 + 2 (+ between), at 16 to 1 + 1; ties go to
     # the size that the first kind prefers.
-    toy("best_64", page_sizes=PageSizes(64, only=(64,)), features=frozenset({"graph"}))
+    toy("best_64", page_sizes=PageSizes(64, only=(64,)), features=frozenset())
     toy("second_16", page_sizes=PageSizes(16, only=(16,)))
     for i in range(between):
         toy(f"refuses_{i}", dtypes=("float16",))
@@ -442,9 +443,11 @@ def test_registered_by_import_string_is_imported_on_first_use(monkeypatch: pytes
 
 
 PLUGIN_MODULE = """
-from hal.backend import FEATURES, AttentionBackend
+from hal.backend import AttentionBackend
+from hal.capabilities import FEATURES
 def make(name):
-    return type(name, (AttentionBackend,), {"name": name, "platforms": {"cpu": ()}, "features": frozenset(FEATURES),
+    return type(name, (AttentionBackend,), {"name": name, "platforms": {"cpu": ()}, "graph_level": "always",
+                                            "features": frozenset(FEATURES),
                                             "targets": {"prefill": "plugged.p", "decode": "plugged.d"}})
 plugged, torch, other = make("plugged"), make("torch"), make("other")
 number = 3
@@ -547,3 +550,40 @@ def test_config_derived_values() -> None:
     assert AttentionConfig(kv_cache_dtype="fp8").stored_dtype == "fp8_e4m3"
     with pytest.raises(ValueError, match="softmax_scale must be given for MLA"):
         _ = AttentionConfig(mla=True).scale
+
+
+# --- what a backend requires, and what is not written yet ---
+
+def test_a_backend_of_mla_alone_needs_mla() -> None:
+    toy("latent", requires=frozenset({"mla"}), head_dim_pairs=((576, 512),))
+    refused = hal.explain(TOYS_ONLY, "cpu:x86_64_v3", "latent").candidates[0].reasons
+    assert refused == ("mla is needed (latent: mla only)",)
+    assert hal.explain(AttentionConfig(graph=True, mla=True), "cpu:x86_64_v3", "latent").chosen == "latent"
+
+
+def test_expanded_mla_prefills_without_the_cache() -> None:
+    """Prefill over expanded K and V takes its own head dims; page size, layout and KV dtype are decode's alone."""
+    toy("absorbed", requires=frozenset({"mla"}), head_dim_pairs=((576, 512),), phases=("decode",), kv_layout="latent",
+        page_sizes=PageSizes(64, only=(64,)), kv_cache_dtypes=("fp8_e4m3",))
+    toy("expanded", features=frozenset(), mla_prefill=((192, 128),), page_sizes=PageSizes(16, only=(16,)))
+    config = AttentionConfig(graph=True, mla=True, kv_cache_dtype="fp8")
+    decision = hal.explain(config, "cpu:x86_64_v3")
+    assert (decision.prefill.chosen, decision.decode.chosen, decision.page_size) == ("expanded", "absorbed", 64)
+    wide = AttentionConfig(graph=True, mla=MLADims(v_head_dim=192))
+    reasons = {c.backend: c.reasons for c in hal.explain(wide, "cpu:x86_64_v3").prefill.candidates}
+    assert reasons["expanded"] == ("MLA prefill with head_dim 192 and head_dim_v 192 is not supported "
+                                   "(expanded: 192/128)",)
+    reasons = {c.backend: c.reasons for c in decision.decode.candidates}
+    assert any(reason.startswith("mla ") for reason in reasons["expanded"])
+
+
+def test_a_backend_without_adapter_can_be_asked_about_but_not_used() -> None:
+    toy("unwritten", adapter=False)
+    asked = hal.explain(TOYS_ONLY, "cpu:x86_64_v3")
+    assert asked.chosen == "unwritten"
+    assert asked.needed == ("an adapter for unwritten (not written yet)",)
+    here = hal.explain(TOYS_ONLY, "cpu")
+    reasons = {c.backend: c.reasons for c in here.candidates}
+    assert reasons["unwritten"] == ("adapter is not written yet (unwritten: it can be asked about, not used)",)
+    with pytest.raises(NoBackendError, match="adapter is not written yet"):
+        hal.get_attention_impl(TOYS_ONLY, "cpu", "unwritten")

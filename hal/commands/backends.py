@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from hal import registry
-from hal.backend import FEATURES, LEVELS, AttentionBackend
+from hal.backend import AttentionBackend
+from hal.capabilities import FEATURES, LEVELS
 from hal.cli_args import Once
 from hal.platform import Platform
 from hal.platforms import table as platform_table

@@ -1,0 +1,69 @@
+"""The vocabulary of declarations: features, levels, head dims and page sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hal.config import AttentionConfig
+
+LEVELS = ("declared", "contract", "emulated", "compiled", "hardware")
+# What a captured graph may hold: nothing, decode with one token a sequence, with equally many, anything.
+GRAPH_LEVELS = ("never", "single-token decode", "uniform batch", "always")
+
+# Feature name -> (is it asked for, the value to show). A backend lists the names it serves in `features`.
+FEATURES: Mapping[str, Callable[[AttentionConfig], Any]] = {
+    "sliding_window": lambda c: c.sliding_window,
+    "attention_chunk": lambda c: c.attention_chunk,
+    "softcap": lambda c: c.softcap or None,
+    "sinks": lambda c: c.sinks or None,
+    "mla": lambda c: c.mla,
+    "sparse": lambda c: c.sparse or None,
+    "tree_mask": lambda c: c.tree_mask or None,
+    "mm_prefix": lambda c: c.mm_prefix or None,
+    "non_causal": lambda c: None if c.causal else True,
+    "return_softmax_lse": lambda c: c.return_softmax_lse or None,
+    "context_parallel": lambda c: c.context_parallel_size if c.context_parallel_size > 1 else None,
+    "deterministic": lambda c: c.deterministic or None,
+}
+
+
+@dataclass(frozen=True)
+class HeadDims:
+    """Supported head dims: multiples of `step` from `low` to `high`, or exactly `only`. In elements."""
+
+    low: int = 1
+    high: int = 1 << 30
+    step: int = 1
+    only: tuple[int, ...] = ()
+
+    def __contains__(self, dim: object) -> bool:
+        if not isinstance(dim, int):
+            return False
+        return dim in self.only if self.only else self.low <= dim <= self.high and dim % self.step == 0
+
+    def __str__(self) -> str:
+        if self.only:
+            return ", ".join(map(str, self.only))
+        multiples = f"multiples of {self.step} " if self.step > 1 else ""
+        return f"{multiples}from {self.low} to {self.high}" if self.high < 1 << 30 else f"{multiples or 'any '}".strip()
+
+
+@dataclass(frozen=True)
+class PageSizes:
+    """Supported page sizes in tokens: multiples of `step`, or exactly `only`; `preferred` where none was asked for."""
+
+    preferred: int
+    step: int = 1
+    only: tuple[int, ...] = ()
+
+    def __contains__(self, size: object) -> bool:
+        if not isinstance(size, int) or size < 1:
+            return False
+        return size in self.only if self.only else size % self.step == 0
+
+    def __str__(self) -> str:
+        if self.only:
+            return ", ".join(map(str, self.only))
+        return f"multiples of {self.step}" if self.step > 1 else "any"
