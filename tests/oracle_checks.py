@@ -1,4 +1,4 @@
-"""Checks of an oracle: hand-computed cases and identities that need no other implementation.
+"""Checks of an oracle: hand-computed cases, identities, and random calls against the reference of brute_force.py.
 
 Each check takes the oracle module, so that test_oracle_mutations.py can run it on a broken copy. Random checks
 draw a fresh seed (or $HAL_TEST_SEED) and name it when they fail.
@@ -13,6 +13,7 @@ import random
 from types import ModuleType
 from typing import Any
 
+import brute_force
 import torch
 
 from hal import merge_attention_states
@@ -196,6 +197,66 @@ def hand_rotary(oracle: ModuleType) -> None:
     same(halves.flatten(), torch.tensor([-3.0, -4.0, 1.0, 2.0, 5.0]))
 
 
+@check
+def hand_rotary_45_degrees(oracle: ModuleType) -> None:
+    """45 degrees a position: (a, b) at position 1 is (a - b, a + b) / sqrt(2), at position 2 (-b, a)."""
+    angle = torch.arange(4)[:, None] * math.pi / 4 * torch.ones(1, 2)
+    r = math.sqrt(0.5)
+    tokens = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]] * 2).view(1, 2, 1, 5)
+    for interleaved, want in (
+            (True, [[-1 * r, 3 * r, -1 * r, 7 * r, 5.0], [-2.0, 1.0, -4.0, 3.0, 5.0]]),
+            (False, [[-2 * r, -2 * r, 4 * r, 6 * r, 5.0], [-3.0, -4.0, 1.0, 2.0, 5.0]])):
+        k_cache, v_cache = torch.zeros(1, 3, 1, 5), torch.zeros(1, 3, 1, 1)
+        call = {"v": torch.tensor([8.0, 16.0]).view(1, 2, 1, 1), "rotary_cos": angle.cos(), "rotary_sin": angle.sin(),
+                "cache_seqlens": int32(1), "rotary_interleaved": interleaved, "return_softmax_lse": True}
+        oracle.flash_attn_with_kvcache(torch.zeros(1, 1, 1, 5), k_cache, v_cache, k=tokens, **call)
+        same(k_cache[0, :, 0], torch.tensor([[0.0] * 5, *want]))
+        # q (1, 0) stands at position 1, the keys (1, 0) at 1 and 2: their angles to q are 0 and 45 degrees. The key
+        # that was there is 0.
+        one = torch.zeros(1, 2, 1, 5)
+        one[..., 0] = 1.0
+        out, lse = oracle.flash_attn_with_kvcache(one[:, :1], k_cache * 0, v_cache, k=one, softmax_scale=2.0, **call)
+        total = 1 + math.exp(2.0) + math.exp(2 * r)
+        same(lse, torch.tensor([[[math.log(total)]]]))
+        same(out, torch.tensor([[[[(8 * math.exp(2.0) + 16 * math.exp(2 * r)) / total]]]]))
+
+
+@check
+def hand_visible_nan(oracle: ModuleType) -> None:
+    """A NaN among the keys that a query sees is a NaN, never the output 0 and the LSE -inf of an empty row."""
+    q, k, v = rand(1, 2, 2, 4), rand(1, 5, 2, 4), rand(1, 5, 2, 4)
+    k[0, 2, 1, 3] = v[0, 4, 0] = NAN
+    for sinks in (None, torch.randn(2)):
+        out, lse = oracle.flash_attn_with_kvcache(q, k, v, sinks=sinks, return_softmax_lse=True)
+        assert bool(torch.isnan(out).all()), "a NaN was seen, and the output does not show it"
+        assert bool(torch.isnan(lse[:, 1]).all()), "a NaN key was seen, and the LSE does not show it"
+        assert bool(torch.isfinite(lse[:, 0]).all()), "a NaN value is no score"
+
+
+@check
+def hand_int_cache_seqlens(oracle: ModuleType) -> None:
+    """An int holds for every sequence; None is the whole cache, paged or not."""
+    v = torch.tensor([1.0, 2.0, 6.0, 11.0]).view(4, 1, 1).expand(3, 4, 1, 1)
+    q, k = torch.zeros(3, 1, 1, 2), rand(3, 4, 1, 2)
+    same(oracle.flash_attn_with_kvcache(q, k, v, cache_seqlens=3).flatten(), torch.tensor([3.0, 3.0, 3.0]))
+    same(oracle.flash_attn_with_kvcache(q, k, v).flatten(), torch.tensor([5.0, 5.0, 5.0]))
+    pages = {"k_cache": k.view(6, 2, 1, 2), "v_cache": v.reshape(6, 2, 1, 1), "page_table": int32(*range(6)).view(3, 2)}
+    same(oracle.flash_attn_with_kvcache(q, **pages, cache_seqlens=3).flatten(), torch.tensor([3.0, 3.0, 3.0]))
+    same(oracle.flash_attn_with_kvcache(q, **pages).flatten(), torch.tensor([5.0, 5.0, 5.0]))
+
+
+@check
+def hand_sink_in_every_block(oracle: ModuleType) -> None:
+    """One key of weight 1 and a sink of ln 3: an output of a quarter of v and LSE ln 4, in every row, and in out=."""
+    rows = oracle.BLOCK_Q * 2 + 3
+    q, v, into = torch.zeros(1, rows, 1, 1), torch.full((1, 1, 1, 1), 8.0), torch.full((1, rows, 1, 1), NAN)
+    out, lse = oracle.flash_attn_with_kvcache(q, rand(1, 1, 1, 1), v, sinks=torch.tensor([math.log(3.0)]), out=into,
+                                              return_softmax_lse=True)
+    same(out, torch.full((1, rows, 1, 1), 2.0))
+    same(lse, torch.full((1, 1, rows), math.log(4.0)))
+    same(into, out, 0.0)
+
+
 # --- mask rules, by the keys that a query sees -----------------------------------------------------------------
 
 
@@ -220,6 +281,17 @@ def mask_window_right(oracle: ModuleType) -> None:
 def mask_causal_caps_right(oracle: ModuleType) -> None:
     assert weights_seen(oracle, 2, 4, causal=True, window_size=(1, 3)) == [[1, 2], [2, 3]]
     assert weights_seen(oracle, 2, 4, window_size=(1, 0)) == [[1, 2], [2, 3]]
+
+
+@check
+def mask_window_of_int64(oracle: ModuleType) -> None:
+    """The largest window is no window, also for the negative positions of more queries than keys."""
+    top = 2**63 - 1
+    for len_q, len_k in ((3, 5), (5, 2)):
+        for window in ((-1, top), (top, -1), (top, top)):
+            assert weights_seen(oracle, len_q, len_k, window_size=window) == [list(range(len_k))] * len_q, window
+        causal = weights_seen(oracle, len_q, len_k, causal=True)
+        assert weights_seen(oracle, len_q, len_k, causal=True, window_size=(top, top)) == causal
 
 
 @check
@@ -408,35 +480,38 @@ def identity_append_then_attend(oracle: ModuleType) -> None:
         same(short[name], full[name], 0.0)
 
 
+def turn(x: torch.Tensor, angle: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """x [T, H, D] with its pairs as complex numbers, turned by angle [T, D / 2]."""
+    half = x.shape[-1] // 2
+    a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    z = torch.complex(a, b) * torch.polar(torch.ones_like(angle), angle)[:, None, :]
+    return torch.stack([z.real, z.imag], -1).flatten(-2) if interleaved else torch.cat([z.real, z.imag], -1)
+
+
 @check
 def identity_append_rotates(oracle: ModuleType) -> None:
-    """Rotary with an append is rotating k at cache_seqlens + i and q likewise; all of q at cache_seqlens if full."""
-    angle = torch.rand(32, 1).double() * 6 @ torch.ones(1, 4).double() * torch.arange(1, 5)
-    cos, sin = angle.cos(), angle.sin()
+    """Rotary with an append is rotating k at cache_seqlens + i and q likewise; all of q at cache_seqlens if full.
+    rotary_seqlens takes the place of cache_seqlens."""
+    angle = torch.rand(32, 1) * 6 * torch.arange(1, 5)
     lens = int32(2, 7)
     for interleaved in (True, False):
-        for causal, window in ((True, (-1, -1)), (False, (-1, -1)), (False, (20, 20))):
-            q, k, v = rand(2, 3, 2, 8), rand(2, 3, 1, 8), rand(2, 3, 1, 8)
-            kc, vc = rand(2, 16, 1, 8), rand(2, 16, 1, 8)
-            kc2, vc2 = kc.clone(), vc.clone()
-            got = oracle.flash_attn_with_kvcache(q, kc, vc, k=k, v=v, rotary_cos=cos, rotary_sin=sin,
-                                                 cache_seqlens=lens, causal=causal, window_size=window,
-                                                 rotary_interleaved=interleaved)
-            rotated_q, rotated_k = torch.empty_like(q), torch.empty_like(k)
-            for b, n in enumerate(lens.tolist()):
-                steps = torch.arange(3) if causal or window != (-1, -1) else torch.zeros(3, dtype=torch.long)
-                rotated_q[b] = oracle.rotate(q[b], cos, sin, n + steps, interleaved)
-                rotated_k[b] = oracle.rotate(k[b], cos, sin, n + torch.arange(3), interleaved)
-            want = oracle.flash_attn_with_kvcache(rotated_q, kc2, vc2, k=rotated_k, v=v, cache_seqlens=lens,
-                                                  causal=causal, window_size=window)
-            same(got, want)
-            same(kc, kc2)
-    got = oracle.flash_attn_with_kvcache(q, kc, vc, k=k, v=v, rotary_cos=cos, rotary_sin=sin, cache_seqlens=lens,
-                                         rotary_seqlens=int32(9, 0), causal=True, rotary_interleaved=True)
-    for b, n in enumerate((9, 0)):
-        rotated_q[b] = oracle.rotate(q[b], cos, sin, n + torch.arange(3), True)
-        rotated_k[b] = oracle.rotate(k[b], cos, sin, n + torch.arange(3), True)
-    same(got, oracle.flash_attn_with_kvcache(rotated_q, kc2, vc2, k=rotated_k, v=v, cache_seqlens=lens, causal=True))
+        for moving, mask in ((True, {"causal": True}), (False, {}), (True, {"window_size": (20, -1)}),
+                             (True, {"window_size": (-1, 20)}), (True, {"attention_chunk": 30})):
+            for start in (None, int32(9, 0)):
+                q, k, v = rand(2, 3, 2, 8), rand(2, 3, 1, 8), rand(2, 3, 1, 8)
+                kc, vc = rand(2, 16, 1, 8), rand(2, 16, 1, 8)
+                kc2, vc2 = kc.clone(), vc.clone()
+                got = oracle.flash_attn_with_kvcache(
+                    q, kc, vc, k=k, v=v, rotary_cos=angle.cos(), rotary_sin=angle.sin(), cache_seqlens=lens,
+                    rotary_seqlens=start, rotary_interleaved=interleaved, **mask)
+                rotated_q, rotated_k = torch.empty_like(q), torch.empty_like(k)
+                for b, n in enumerate((lens if start is None else start).tolist()):
+                    rotated_k[b] = turn(k[b], angle[n : n + 3], interleaved)
+                    at = angle[n : n + 3] if moving else angle[n : n + 1].expand(3, -1)
+                    rotated_q[b] = turn(q[b], at, interleaved)
+                want = oracle.flash_attn_with_kvcache(rotated_q, kc2, vc2, k=rotated_k, v=v, cache_seqlens=lens, **mask)
+                same(got, want)
+                same(kc, kc2)
 
 
 @check
@@ -507,12 +582,15 @@ def identity_sparse_is_a_subset(oracle: ModuleType) -> None:
 
 @check
 def identity_blocks(oracle: ModuleType) -> None:
-    """Long sequences cross the oracle's own blocks: a shuffle of the keys changes nothing without a mask, and
+    """Long sequences cross the oracle's own blocks: the order of the keys changes nothing without a mask, and
     causal rows equal attention over their own prefix."""
     n = oracle.BLOCK_K * 2 + 37
     q, k, v = rand(1, 2, 2, 4), rand(1, n, 1, 4), rand(1, n, 1, 4)
-    order = torch.randperm(n)
-    same(oracle.flash_attn_with_kvcache(q, k, v), oracle.flash_attn_with_kvcache(q, k[:, order], v[:, order]))
+    # In rising order of the first query's scores every block has a new maximum for it, in falling order none after the
+    # first has.
+    rising = (k[0, :, 0] @ q[0, 0, 0]).argsort()
+    for order in (torch.randperm(n), rising, rising.flip(0)):
+        same(oracle.flash_attn_with_kvcache(q, k, v), oracle.flash_attn_with_kvcache(q, k[:, order], v[:, order]))
     rows = oracle.BLOCK_Q + 5
     long_q = rand(1, rows, 2, 4)
     got = oracle.flash_attn_with_kvcache(long_q, k, v, causal=True)
@@ -536,3 +614,291 @@ def result_shapes(oracle: ModuleType) -> None:
     into = torch.full((2, 3, 4, 6), NAN)
     oracle.flash_attn_with_kvcache(q, k, v, out=into)
     same(into, out, 1e-6)
+
+
+# --- random calls against the brute-force reference --------------------------------------------------------------
+
+# Each line is one call per run: what is drawn is the sizes and the numbers, never whether a feature occurs. Unless a
+# line says "paged" the cache is not; unless it says "batch" q is packed.
+KVCACHE_CALLS = (
+    "paged batch causal",
+    "whole causal sinks",
+    "paged whole batch window",
+    "paged empty left sinks causal",
+    "int batch append-batch right",
+    "paged index append-batch leftpad chunk causal",
+    "paged batch append-packed leftpad rotary causal",
+    "append-packed rotary neox partial right index",
+    "paged batch append-batch rotary rotary-at chunk index",
+    "batch append-packed rotary neox leftpad rotary-at",
+    "paged empty append-packed leftpad rotary partial left half",
+    "batch append-batch rotary neox causal half",
+    "paged tree left",
+    "batch append-batch tree causal",
+    "paged prefix left causal leftpad",
+    "batch prefix chunk causal tree",
+    "paged batch qv descales causal",
+    "qv scalars scale softcap sinks index",
+    "paged append-batch descales softcap sinks window fp8",
+    "paged index empty descales qv chunk",
+)
+VARLEN_CALLS = (
+    "causal",
+    "paged window sinks empty",
+    "used-q left probs",
+    "used-k right softcap",
+    "paged used-q chunk descales scale",
+    "used-q used-k causal chunk sinks probs",
+    "qv descales causal",
+    "paged qv scalars softcap sinks window half",
+    "tree left used-q",
+    "paged tree causal prefix",
+    "used-k prefix left causal fp8 descales probs",
+    "empty used-q used-k causal window sinks",
+)
+SPARSE_CALLS = (
+    "paged sparse",
+    "paged sparse batch descales sinks",
+    "paged sparse qv scalars softcap scale",
+    "paged sparse batch append-packed rotary leftpad",
+    "paged sparse index append-batch sinks softcap descales",
+    "paged sparse empty qv batch",
+)
+VARLEN_SPARSE_CALLS = (
+    "paged sparse",
+    "paged sparse descales sinks used-q",
+    "paged sparse empty qv softcap scale probs",
+)
+PARALLEL_CALLS = (
+    "causal",
+    "paged left sinks",
+    "batch right",
+    "paged prefix left causal",
+    "tree window",
+    "batch chunk causal",
+    "paged qv descales softcap causal empty",
+    "batch prefix causal half",
+)
+HEADS, GROUP, DIM, DIM_V = 2, 2, 4, 6
+
+
+def pick(low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, ()))
+
+
+def cumulative(lens: list[int]) -> torch.Tensor:
+    return int32(*(sum(lens[:b]) for b in range(len(lens) + 1)))
+
+
+def dtypes(on: set[str]) -> tuple[torch.dtype, torch.dtype]:
+    """(of q and the rotary tables, of keys, values and the cache)."""
+    dtype = torch.bfloat16 if "half" in on else torch.float64
+    return dtype, torch.float8_e4m3fn if "fp8" in on else dtype
+
+
+def lengths(on: set[str], new: list[int]) -> tuple[list[int], list[int]]:
+    """Queries and keys of three sequences: fewer queries than keys unless some are empty, keys all different."""
+    len_q = [pick(2, 3)] * 3 if "batch" in on else (torch.randperm(3) + 2).tolist()
+    len_k = [n + 6 + m for n, m in zip(torch.randperm(5).tolist(), new)]
+    if "empty" in on:
+        len_k[0] = new[0]
+        len_q = len_q if "batch" in on else [*len_q[:2], 0]
+    return len_q, len_k
+
+
+def storage(on: set[str], held: list[int], rows: list[int], dtype: torch.dtype, full: bool) -> dict[str, torch.Tensor]:
+    """A cache of NaN with room for held[b] tokens of sequence b in row rows[b]; full: and for none beyond."""
+    page = pick(2, 4)
+    if "paged" not in on:
+        shape, table = (max(rows) + 1, max(held) + 3 * (not full)), None
+    else:
+        need = [-(-n // page) for n in held]
+        table = torch.full((max(rows) + 1, max(need) + 2 * (not full)), 2**30, dtype=torch.int32)
+        order = torch.randperm(sum(need) + 2).int()
+        for b, n in enumerate(need):
+            table[rows[b], :n] = order[sum(need[:b]) : sum(need[: b + 1])]
+        shape = (len(order), page)
+    k, v = (torch.full((*shape, HEADS, dim), NAN).to(dtype) for dim in (DIM, DIM_V))
+    return {"k_cache": k, "v_cache": v} | ({} if table is None else {"page_table": table})
+
+
+def features(on: set[str], len_q: list[int], len_k: list[int], width: int) -> dict[str, Any]:
+    """The arguments that both functions have. len_q, len_k: tokens that count; width: max_seqlen_q."""
+    call: dict[str, Any] = {"causal": "causal" in on}
+    for name, window in (("window", (pick(0, 2), pick(0, 1))), ("left", (pick(0, 1), -1)), ("right", (-1, pick(0, 1)))):
+        if name in on:
+            call["window_size"] = window
+    if "chunk" in on:
+        call["attention_chunk"] = pick(2, 4)
+    if "softcap" in on:
+        call["softcap"] = 0.7
+    if "scale" in on or "qv" in on:
+        call["softmax_scale"] = 0.3
+    if "sinks" in on:
+        call["sinks"] = torch.randn(HEADS * GROUP)
+    if "descales" in on or "scalars" in on:
+        shape = (3, HEADS) if "descales" in on else ()
+        call |= {f"{x}_descale": torch.rand(shape, dtype=torch.float32) + 0.5 for x in "qkv"}
+    if "tree" in on:  # neighbours differ in every place, so that one sequence's tree is not another's
+        tree = torch.rand(width, width) < 0.5
+        trees = [tree if b % 2 == 0 else ~tree for b in range(3)]
+        call["tree_mask"] = torch.stack(trees)
+    if "prefix" in on:  # all of the first sequence, nothing of the second, two ranges of the third
+        third = (pick(0, 1), 4, len_k[2] - min(len_q[2], 2), len_k[2] - pick(0, 1))
+        call["mm_prefix_ranges"] = int32(0, 40, -1, -1, -1, -1, -1, -1, *third).view(3, 2, 2)
+    return call
+
+
+def slots(table: torch.Tensor, page: int, held: list[int], rows: list[int]) -> torch.Tensor:
+    """sparse_indices [sum(rows), 5]: some of the held[b] tokens of each query's sequence, with gaps; the first: none.
+
+    table: [B, max_pages], the pages of each sequence; rows: how many queries each sequence has.
+    """
+    out = torch.full((sum(rows), 5), -1, dtype=torch.int32)
+    for b, count in enumerate(rows):
+        for row in range(sum(rows[:b]), sum(rows[:b]) + count):
+            some = torch.randperm(held[b])[: pick(2, 4)].tolist() if row else []
+            for column, token in zip(torch.randperm(5).tolist(), some):
+                out[row, column] = table[b, token // page] * page + token % page
+    return out
+
+
+def kvcache_call(words: str, world: int = 1, rank: int = 0) -> dict[str, Any]:
+    """A random call of flash_attn_with_kvcache in which all that `words` names occurs, on rank of world ranks.
+
+    The cache holds NaN wherever no query of the call may look, and where the call appends.
+    """
+    on = set(words.split())
+    new = [pick(1, 3)] * 3 if "append-batch" in on else [0, 3, 1] if "append-packed" in on else [0, 0, 0]
+    len_q, total = lengths(on, new)
+    if "whole" in on or "int" in on:
+        total = [8 + new[0]] * 3
+    local = [len(range(rank, n, world)) for n in total]
+    before = [n - m for n, m in zip(local, new)]
+    q_dtype, dtype = dtypes(on)
+    rows = [4, 2, 3] if "index" in on else [0, 1, 2]
+    call: dict[str, Any] = storage(on, local, rows, dtype, "whole" in on)
+    if "whole" in on and "paged" in on:  # the last page is full
+        before = local = total = [call["page_table"].shape[1] * call["k_cache"].shape[1]] * 3
+    call |= features(on, len_q, total, width := max(len_q))
+    shape = (3, width) if "batch" in on else (sum(len_q),)
+    call["q"] = rand(*shape, HEADS * GROUP, DIM).to(q_dtype)
+    if "qv" in on:
+        call["qv"] = rand(*shape, HEADS * GROUP, DIM_V).to(q_dtype)
+    if "batch" not in on:
+        call |= {"cu_seqlens_q": cumulative(len_q), "max_seqlen_q": width}
+        if "tree" in on:
+            call["tree_mask"] = torch.cat([tree[:n] for tree, n in zip(call["tree_mask"], len_q)])
+    if "whole" not in on:
+        call["cache_seqlens"] = before[0] if "int" in on else int32(*before)
+    if "index" in on:
+        call["cache_batch_idx"] = int32(*rows)
+    if "leftpad" in on:
+        call["cache_leftpad"] = int32(*(min(pick(1, 2), n) for n in before))
+    if any(new):
+        shape = (3, new[0]) if "append-batch" in on else (sum(new),)
+        call |= {"k": rand(*shape, HEADS, DIM).to(dtype), "v": rand(*shape, HEADS, DIM_V).to(dtype)}
+        if "append-packed" in on:
+            call["cu_seqlens_k_new"] = cumulative(new)
+    if "rotary" in on:
+        angle = torch.rand(24, 1 if "partial" in on else 2) * 6
+        call |= {"rotary_cos": angle.cos().to(q_dtype), "rotary_sin": angle.sin().to(q_dtype),
+                 "rotary_interleaved": "neox" not in on}
+    if "rotary-at" in on:
+        call["rotary_seqlens"] = int32(*((before[b] + 3 + b) % 12 for b in range(3)))
+    if world > 1:
+        call |= {"cp_world_size": world, "cp_rank": rank, "cp_tot_seqused_k": int32(*total)}
+    if "sparse" in on:
+        call["sparse_indices"] = slots(call["page_table"][rows], call["k_cache"].shape[1], local, len_q)
+    for place in brute_force.kvcache_reads(**call):
+        call["k_cache"][place], call["v_cache"][place] = rand(HEADS, DIM).to(dtype), rand(HEADS, DIM_V).to(dtype)
+    return call
+
+
+def varlen_call(words: str, world: int = 1, rank: int = 0) -> dict[str, Any]:
+    """The same of flash_attn_varlen_func. Rows of q and of packed keys that do not count hold NaN."""
+    on = set(words.split())
+    len_q, total = lengths(on - {"batch"}, [0, 0, 0])
+    local = [len(range(rank, n, world)) for n in total]
+    q_dtype, dtype = dtypes(on)
+    rows_q = [n + 1 + b % 2 for b, n in enumerate(len_q)] if "used-q" in on else len_q
+    rows_k = [n + 1 + b % 2 for b, n in enumerate(local)] if "used-k" in on else local
+    width = max(rows_q)
+    call: dict[str, Any] = features(on, len_q, total, width)
+    call |= {"cu_seqlens_q": cumulative(rows_q), "max_seqlen_q": width, "max_seqlen_k": max(rows_k)}
+    for name, dim in (("q", DIM), ("qv", DIM_V)):
+        if name == "q" or name in on:
+            q = rand(sum(rows_q), HEADS * GROUP, dim)
+            for b, n in enumerate(len_q):
+                q[sum(rows_q[:b]) + n : sum(rows_q[: b + 1])] = NAN
+            call[name] = q.to(q_dtype)
+    if "tree" in on:
+        call["tree_mask"] = torch.cat([tree[:n] for tree, n in zip(call["tree_mask"], rows_q)])
+    if "used-q" in on:
+        call["seqused_q"] = int32(*len_q)
+    if "used-k" in on or "paged" in on:
+        call["seqused_k"] = int32(*local)
+    cache = storage(on, local, [0, 1, 2], dtype, False)
+    if "paged" in on:
+        call |= {"k": cache["k_cache"], "v": cache["v_cache"], "page_table": cache["page_table"]}
+    else:
+        call["cu_seqlens_k"] = cumulative(rows_k)
+        call |= {name: torch.full((sum(rows_k), HEADS, dim), NAN).to(dtype) for name, dim in (("k", DIM), ("v", DIM_V))}
+    if world > 1:
+        call |= {"cp_world_size": world, "cp_rank": rank, "cp_tot_seqused_k": int32(*total)}
+    if "sparse" in on:
+        call["sparse_indices"] = slots(call["page_table"], call["k"].shape[1], local, rows_q)
+    for page, offset in brute_force.varlen_reads(**call):
+        at = (page, offset) if "paged" in on else offset
+        call["k"][at], call["v"][at] = rand(HEADS, DIM).to(dtype), rand(HEADS, DIM_V).to(dtype)
+    return call
+
+
+def compare(oracle: ModuleType, words: str, call: dict[str, Any]) -> None:
+    """out, lse and the caches after the call are those of the reference, and the poison was not read."""
+    mine, theirs = ({name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in call.items()} for _ in "ab")
+    try:
+        if "k_cache" in call:
+            want = brute_force.with_kvcache(**mine)
+            got = oracle.flash_attn_with_kvcache(**theirs, return_softmax_lse=True)
+        else:
+            want = brute_force.varlen(**mine)
+            flag = "return_attn_probs" if "probs" in words.split() else "return_softmax_lse"
+            got = oracle.flash_attn_varlen_func(**theirs, **{flag: True})
+        assert not any(bool(torch.isnan(x).any()) for x in want), "the reference read poison"
+        same(got[0], want[0], 1e-9)
+        same(got[1], want[1], 1e-9)
+        for name in {"k_cache", "v_cache"} & call.keys():
+            same(theirs[name], mine[name], 1e-12)
+    except Exception as error:
+        raise AssertionError(f"{words!r}: {error}") from error
+
+
+@check
+def brute_force_kvcache(oracle: ModuleType) -> None:
+    for words in KVCACHE_CALLS:
+        compare(oracle, words, kvcache_call(words))
+
+
+@check
+def brute_force_varlen(oracle: ModuleType) -> None:
+    for words in VARLEN_CALLS:
+        compare(oracle, words, varlen_call(words))
+
+
+@check
+def brute_force_sparse(oracle: ModuleType) -> None:
+    for words in SPARSE_CALLS:
+        compare(oracle, words, kvcache_call(words))
+    for words in VARLEN_SPARSE_CALLS:
+        compare(oracle, words, varlen_call(words))
+
+
+@check
+def brute_force_context_parallel(oracle: ModuleType) -> None:
+    for world in (2, 3):
+        for words in PARALLEL_CALLS:
+            for rank in range(world):
+                compare(oracle, words, kvcache_call(words, world, rank))
+                if "batch" not in words:
+                    compare(oracle, words, varlen_call(words, world, rank))
