@@ -2,233 +2,81 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from hal.config import AttentionConfig, LayerKind, MLADims
-
-# Keys that change attention -> the families that handle them. Elsewhere: absent, null, false or 0.
-GUARDED: Mapping[str, tuple[str, ...]] = {
-    "sliding_window": ("mistral", "gemma2", "gpt_oss"),
-    "layer_types": ("gemma2", "gpt_oss"),
-    "attn_logit_softcapping": ("gemma2",),
-    "query_pre_attn_scalar": ("gemma2",),
-    "kv_lora_rank": ("deepseek_v3",),
-    "attention_chunk_size": (),
-    "use_sliding_window": (),
-    "use_bidirectional_attention": (),
-    "alibi": (),
-    "index_topk": (),
-}
-# Wrappers whose image tokens attend in both directions: their text_config alone would say "causal".
-PREFIX_LM = ("paligemma", "colpali")
-_LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
-_REQUIRED = object()
-
-
-@dataclass(frozen=True)
-class _Source:
-    """One model's settings and what to call it in messages."""
-
-    name: str
-    values: Mapping[str, Any]
-
-    def get(self, key: str, default: Any = _REQUIRED) -> Any:
-        if key in self.values:
-            return self.values[key]
-        if default is _REQUIRED:
-            raise ValueError(f"model {self.name}: its config has no key {key!r}")
-        return default
-
-    def whole(self, key: str, default: Any = _REQUIRED) -> int:
-        value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"model {self.name}: {key} must be a whole number >= 1, got {value!r}")
-        return value
-
-    def number(self, key: str) -> float:
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ValueError(f"model {self.name}: {key} must be a finite number > 0, got {value!r}")
-        return float(value)
+from hal.config import AttentionConfig, LayerKind
+from hal.model_config import MM_PREFIX, Source, read
+from hal.model_families import FAMILIES, Family
+from hal.model_features import NOT_SERVED, told, unhandled
 
 
 def kinds_from_model(model: Any, tensor_parallel_size: int = 1) -> list[LayerKind]:
-    """One LayerKind ("full", "sliding", "mla") per kind of attention layer, in order of their first layers.
+    """One LayerKind per kind of attention layer, in order of their first layers.
+
+    Kinds: "full", "sliding", "chunked", "mla", "sparse_mla"; "encoder", "decoder" and "cross" for an
+    encoder-decoder, whose layers are numbered in their own stack. Only the language model of a multimodal
+    model is described, with mm_prefix=True where its image tokens attend in both directions.
 
     model: a folder with config.json, a dict of its content, or a transformers config object. Heads are per
     rank; KV heads are replicated when there are fewer than ranks. dtype is the config's `dtype` or
     `torch_dtype`; where it has neither, bfloat16. Raises ValueError, naming the model and the key, for an
-    unknown model_type, a missing or bad key, a feature that HAL's rules for the family don't cover, and heads
-    that don't divide. The rules are those of transformers 5.23 (models/<model_type>).
+    unknown model_type, a missing or bad key, an attention feature that HAL's rules for the family don't cover
+    (hal/model_features.py), and heads that don't divide. The rules and their sources: hal/model_families.py.
     """
     tp = tensor_parallel_size
     if isinstance(tp, bool) or not isinstance(tp, int) or tp < 1:
         raise ValueError(f"tensor_parallel_size must be a whole number >= 1, got {tp!r}")
-    source = _read(model)
-    family = source.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise ValueError(f"model {source.name}: model_type {family!r} is not known "
-                         f"(known: {', '.join(FAMILIES)})")
-    for key, families in GUARDED.items():
-        value = source.values.get(key)
-        if key == "layer_types" and isinstance(value, list) and {*value} == {"full_attention"}:
-            continue
-        if value and family not in families:
-            raise ValueError(f"model {source.name}: {key} = {value!r} is not handled "
-                             f"for model_type {family!r}")
-    fields, layers = FAMILIES[family](source)
-    fields = {**fields, **_heads(source, tp, mla="mla" in fields), "dtype": _dtype(source)}
-    order = list(dict.fromkeys(layers))
+    source = read(model)
+    name = source.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        why = f": {NOT_SERVED[name]}" if isinstance(name, str) and name in NOT_SERVED else ""
+        raise ValueError(f"model {source.name}: model_type {name!r} is not known "
+                         f"(known: {', '.join(FAMILIES)}){why}")
+    family = FAMILIES[name]
+    prefix = _mm_prefix(source)
+    _refuse_unhandled(source, family, prefix)
+    source = replace(source.with_defaults(family.defaults), ranks=tp)
     kinds = []
-    for kind in order:
-        fields["sliding_window"] = source.whole("sliding_window") if kind == "sliding" else None
+    for kind in family.rule(source):
         try:
-            config = AttentionConfig(**fields)
+            config = AttentionConfig(**kind.fields, **prefix, dtype=source.dtype())
         except ValueError as error:
             raise ValueError(f"model {source.name}: {error}") from None
-        kinds.append(LayerKind(kind, tuple(i for i, k in enumerate(layers) if k == kind), config))
+        kinds.append(LayerKind(kind.name, kind.layers, config))
     return kinds
 
 
-def _read(model: Any) -> _Source:
-    if isinstance(model, (str, Path)):
-        folder = Path(model)
-        if not folder.is_dir():
-            raise ValueError(f"model {str(model)!r} is no folder: names on a hub are not downloaded, "
-                             "give a folder with config.json")
-        file = folder / "config.json"
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"model {str(model)!r}: the folder has no config.json") from None
-        except ValueError as error:
-            raise ValueError(f"model {str(model)!r}: config.json is no JSON: {error}") from None
-        name = str(model)
-    else:
-        values = model.to_dict() if hasattr(model, "to_dict") else model
-        name = ""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"model {name!r}: config.json must hold an object" if name else "model must be a "
-                         f"folder, a dict or a transformers config, got {type(model).__name__}")
-    name = name or str(values.get("_name_or_path") or values.get("model_type") or "(a dict)")
-    text = values.get("text_config")
-    if text is None:
-        return _Source(name, values)
-    if values.get("model_type") in PREFIX_LM:
-        raise ValueError(f"model {name}: model_type {values['model_type']!r} attends to image tokens in both "
-                         "directions, which is not handled")
-    text = text.to_dict() if hasattr(text, "to_dict") else text
-    if not isinstance(text, Mapping):
-        raise ValueError(f"model {name}: text_config must be an object, got {text!r}")
-    # The dtype is written once, often beside text_config rather than in it.
-    outer = {key: values[key] for key in ("dtype", "torch_dtype") if values.get(key) is not None}
-    return _Source(name, {**outer, **{key: value for key, value in text.items()
-                                      if not (value is None and key in outer)}})
+def _mm_prefix(source: Source) -> dict[str, Any]:
+    """mm_prefix=True for a wrapper whose image tokens attend in both directions, in layers of every kind.
+
+    HAL's ranges go beyond the window, as PaliGemma's do. Gemma 3 cuts them by the window on the left: the same,
+    as long as an image is no longer than the window.
+    """
+    if source.wrapper not in MM_PREFIX:
+        return {}
+    if source.wrapper != "paligemma":
+        image, window = source.outer.get("mm_tokens_per_image", 256), source.values.get("sliding_window", 4096)
+        if isinstance(image, int) and isinstance(window, int) and image > window:
+            raise ValueError(f"model {source.name}: mm_tokens_per_image {image} is more than sliding_window "
+                             f"{window}, which cuts image tokens off from each other: not handled")
+    return {"mm_prefix": True}
 
 
-def _dtype(source: _Source) -> str:
-    value = source.values.get("dtype")
-    if value is None:
-        value = source.values.get("torch_dtype")
-    return "bfloat16" if value is None else str(value)
-
-
-def _heads(source: _Source, tp: int, mla: bool) -> dict[str, int]:
-    """num_heads and num_kv_heads of one rank."""
-    heads = source.whole("num_attention_heads")
-    if heads % tp:
-        raise ValueError(f"model {source.name}: num_attention_heads {heads} does not divide by "
-                         f"tensor_parallel_size {tp}")
-    if mla:
-        return {"num_heads": heads // tp, "num_kv_heads": 1}
-    # Llama's first configs have no num_key_value_heads and mean one per head (so does LlamaConfig).
-    every = source.get("model_type") == "llama" and source.values.get("num_key_value_heads") is None
-    kv = heads if every else source.whole("num_key_value_heads")
-    if kv % tp and tp % kv:
-        raise ValueError(f"model {source.name}: num_key_value_heads {kv} neither divides by "
-                         f"tensor_parallel_size {tp} nor divides it")
-    return {"num_heads": heads // tp, "num_kv_heads": max(1, kv // tp)}
-
-
-def _head_dim(source: _Source) -> int:
-    """head_dim, or hidden_size / num_attention_heads where the config leaves it out (llama, mistral)."""
-    if source.values.get("head_dim") is not None:
-        return source.whole("head_dim")
-    hidden, heads = source.whole("hidden_size"), source.whole("num_attention_heads")
-    if hidden % heads:
-        raise ValueError(f"model {source.name}: no head_dim, and hidden_size {hidden} does not divide by "
-                         f"num_attention_heads {heads}")
-    return hidden // heads
-
-
-def _alternating(source: _Source) -> list[str]:
-    """layer_types as kinds; where an older config has none, even layers slide (gemma2 and gpt_oss alike)."""
-    count = source.whole("num_hidden_layers")
-    types = source.values.get("layer_types")
-    if types is None:
-        return ["sliding" if i % 2 == 0 else "full" for i in range(count)]
-    if not isinstance(types, (list, tuple)) or len(types) != count or not set(types) <= set(_LAYER_TYPES):
-        raise ValueError(f"model {source.name}: layer_types must list {count} of {', '.join(_LAYER_TYPES)}, "
-                         f"got {types!r}")
-    return [_LAYER_TYPES[name] for name in types]
-
-
-_Family = tuple[dict[str, Any], list[str]]
-
-
-def _llama(source: _Source) -> _Family:
-    return {"head_dim": _head_dim(source)}, ["full"] * source.whole("num_hidden_layers")
-
-
-def _mistral(source: _Source) -> _Family:
-    # Every layer slides, unless sliding_window is null (v0.2 and later). MistralConfig's own default is 4096,
-    # so a config that says nothing is ambiguous and an error.
-    kind = "full" if source.get("sliding_window") is None else "sliding"
-    return {"head_dim": _head_dim(source)}, [kind] * source.whole("num_hidden_layers")
-
-
-def _gemma2(source: _Source) -> _Family:
-    softcap = 0.0 if source.get("attn_logit_softcapping") is None else source.number("attn_logit_softcapping")
-    return {"head_dim": source.whole("head_dim"), "softcap": softcap,
-            "softmax_scale": source.number("query_pre_attn_scalar") ** -0.5}, _alternating(source)
-
-
-def _gpt_oss(source: _Source) -> _Family:
-    return {"head_dim": source.whole("head_dim"), "sinks": True}, _alternating(source)
-
-
-def _deepseek_v3(source: _Source) -> _Family:
-    dims = MLADims(**{key: source.whole(key) for key in
-                      ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")})
-    scale = (dims.qk_nope_head_dim + dims.qk_rope_head_dim) ** -0.5 * _mscale(source) ** 2
-    return {"mla": dims, "softmax_scale": scale}, ["mla"] * source.whole("num_hidden_layers")
-
-
-def _mscale(source: _Source) -> float:
-    """YaRN's factor on q and on k (Peng et al. 2023, section 3.4) with mscale_all_dim; else 1.0."""
-    given = [key for key in ("rope_parameters", "rope_scaling") if source.values.get(key) is not None]
-    if len(given) == 2 and source.values[given[0]] != source.values[given[1]]:
-        raise ValueError(f"model {source.name}: rope_parameters and rope_scaling are both set and differ")
-    rope = source.values[given[0]] if given else {}
-    if not isinstance(rope, Mapping):
-        raise ValueError(f"model {source.name}: {given[0]} must be an object, got {rope!r}")
-    if rope.get("rope_type", rope.get("type", "default")) == "default" or not rope.get("mscale_all_dim"):
-        return 1.0
-    yarn = _Source(f"{source.name}, {given[0]}", rope)
-    factor, mscale = yarn.number("factor"), yarn.number("mscale_all_dim")
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-# model_type -> its rules: the fields of AttentionConfig that all its layers share, and each layer's kind.
-FAMILIES: Mapping[str, Callable[[_Source], _Family]] = {
-    "llama": _llama,
-    "mistral": _mistral,
-    "gemma2": _gemma2,
-    "gpt_oss": _gpt_oss,
-    "deepseek_v3": _deepseek_v3,
-}
+def _refuse_unhandled(source: Source, family: Family, prefix: Mapping[str, Any]) -> None:
+    handled = set(family.handles)
+    if prefix and source.wrapper == "paligemma":
+        # PaliGemmaConfig sets it, and its mask is the prefix's either way.
+        handled.add("use_bidirectional_attention")
+    elif prefix:
+        # Both directions for all tokens and for those of images: no model has asked for that.
+        handled.discard("use_bidirectional_attention")
+    # A wrapper may repeat what its text_config says.
+    repeated = [key for key, value in source.outer.items() if key in source.values and source.values[key] == value]
+    for key, value in [*unhandled(source.values, handled), *unhandled(source.outer, repeated)]:
+        others = [name for name, other in FAMILIES.items() if key in other.handles]
+        where = f"handled for {', '.join(others)}" if others else "handled for no model_type"
+        inside = f" inside {source.wrapper!r}" if source.wrapper else ""
+        raise ValueError(f"model {source.name}: {key} = {told(value)} is not handled for model_type "
+                         f"{source.values.get('model_type')!r}{inside} ({where})")
