@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 _NOTHING: frozenset[str] = frozenset()
 # num_kv_heads * head_dim of a page's row in layout BnBsH; sequences in layout TND (op-plugin's document).
 _WIDEST, _LONGEST_LIST = 65535, 4096
+# NPUs with npu_fused_infer_attention_score: its document lists Atlas A2 and A3, op-plugin calls its V5 on 950.
+# On the others op-plugin lets the call through and CANN fails ("Ascend310P is not supported").
+_ARCHS = ("ascend910b", "ascend910c", "ascend950")
+_MISSING = {"ascend310p": " but ops and a cache layout of its own",
+            "ascend910a": ": its document lists Atlas A2 and A3 only"}
+
+
+def missing_op_reasons(name: str, arch: str | None) -> list[str]:
+    """Why an NPU outside _ARCHS can't run the op that both of Ascend's backends end in."""
+    if arch not in _MISSING:
+        return []
+    return [f"arch {arch} has no npu_fused_infer_attention_score{_MISSING[arch]} ({name}: {', '.join(_ARCHS)})"]
 
 
 class Ascend(AttentionBackend):
@@ -35,14 +47,15 @@ class Ascend(AttentionBackend):
     name = "ascend"
     packages = (Package("torch-npu", "torch_npu", "install torch_npu for this torch, and CANN",
                         metadata=("torch_npu",)),)
-    platforms = {"npu": ("ascend910b", "ascend910c", "ascend950")}
+    platforms = {"npu": _ARCHS}
     head_dims = HeadDims(only=(64, 128, 192))
     head_dim_pairs = ((192, 128),)
     # Other sizes gave wrong numbers without an error (sglang#38196); 128 is what Huawei's document
     # recommends.
     page_sizes = PageSizes(128, only=(128,))
     features = frozenset({"return_softmax_lse"})
-    max_decode_query_len = None
+    # TND: "decode Sq per request <= 16" (vllm-ascend).
+    max_decode_query_len = 16
     refusals = {
         "sliding_window": "vllm-ascend passes pre_tokens W and SGLang W - 1 to the same op: not certain which is right",
         "non_causal": "it gave uniform averages and no error: vllm-ascend#13699",
@@ -56,10 +69,7 @@ class Ascend(AttentionBackend):
 
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
-        reasons = []
-        if platform.arch == "ascend310p":
-            reasons.append("arch ascend310p has no npu_fused_infer_attention_score but ops and a cache "
-                           "layout of its own (ascend: ascend910b, ascend910c, ascend950)")
+        reasons = missing_op_reasons(cls.name, platform.arch)
         width = config.num_kv_heads * max(config.head_dim, config.v_dim)
         if width > _WIDEST:
             reasons.append(f"num_kv_heads * head_dim {width} is not supported (ascend: up to {_WIDEST})")

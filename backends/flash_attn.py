@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hal.backend import AttentionBackend, Bound
+from hal.backends.nvidia import SM80_UP, expanded_only
 from hal.backends.refuse import keep, refuse, require
 from hal.capabilities import HeadDims, PageSizes
 from hal.contract import VARLEN, WITH_KVCACHE
@@ -45,9 +46,10 @@ class FlashAttention3(AttentionBackend):
     platforms = {"cuda": ("sm90",)}
     kv_cache_dtypes = ("fp8_e4m3",)
     head_dims = HeadDims(low=8, high=256, step=8)
-    # The kernel takes any size. 64 is what MLA kernels of the same GPUs read: kinds of layer can share it.
-    page_sizes = PageSizes(64)
+    head_dim_pairs = None  # by the rule of _head_reasons
+    page_sizes = PageSizes(64)  # any; MLA kernels of the same GPUs read 64: kinds of layer can share it
     features = frozenset({"sliding_window", "attention_chunk", "softcap", "sinks", "non_causal", "return_softmax_lse"})
+    mla_prefill = ((192, 128), (256, 256), (128, 128))  # of those in _head_reasons, the ones that models have
     attention_types = ("decoder", "encoder", "encoder_only", "encoder_decoder")
     max_decode_query_len = None
     targets = TARGETS
@@ -79,7 +81,7 @@ class FlashAttention3(AttentionBackend):
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
         reasons = []
-        d, dv, fp8 = config.head_dim, config.v_dim, config.stored_dtype == "fp8_e4m3"
+        d, dv, fp8 = config.head_dim, config.v_dim, config.stored_dtype == "fp8_e4m3" and cls.reads(config, phase)
         if config.sinks and config.return_softmax_lse:
             reasons.append("return_softmax_lse with sinks is not supported (flash_attn_3: one of the two; "
                            "whether the LSE of sglang-kernel holds the sink is not known)")
@@ -98,6 +100,7 @@ class FlashAttention3(AttentionBackend):
         # Never the vendor's function as it is: with a 16-bit cache it ignores descales, with fp8 it wants them
         # spread to [B, Hkv], and asked for the LSE it returns four values.
         kvcache = _fa3_kvcache(vendor.flash_attn_with_kvcache, config, package)
+        kvcache = kvcache if config.mla is None else expanded_only(cls.name)
         return Bound(kvcache, _fa3_varlen(vendor.flash_attn_varlen_func, kvcache, config, package))
 
 
@@ -120,7 +123,7 @@ def _fa3_kvcache(vendor: Function, config: AttentionConfig, package: Package) ->
 
 
 def _fa3_varlen(vendor: Function, kvcache: Function, config: AttentionConfig, package: Package) -> Function:
-    fp8, scale, sglang = config.stored_dtype == "fp8_e4m3", config.softmax_scale, package is SGLANG
+    fp8, scale, sglang = config.stored_dtype == "fp8_e4m3" and not config.mla, config.softmax_scale, package is SGLANG
     honoured = _FA3_VARLEN - (frozenset() if fp8 else _DESCALES)
     honoured = honoured - {"deterministic"} | {"sinks"} if sglang else honoured
     lse_flag = "return_softmax_lse" if sglang else "return_attn_probs"
@@ -177,11 +180,11 @@ class FlashAttention2(AttentionBackend):
     # 2.6 brought softcap and the unpadded LSE [Hq, total_q] (its README).
     packages = (Package("flash-attn", "flash_attn.flash_attn_interface", "pip install flash-attn",
                         minimum="2.6.0", wrong="flash_attn is here, but as flash-attn-4 without version 2"),)
-    platforms = {"cuda": ("sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110",
-                                    "sm120", "sm121")}
+    platforms = {"cuda": SM80_UP}
     head_dims = HeadDims(low=8, high=256, step=8)
     page_sizes = PageSizes(256, step=256)
     features = frozenset({"sliding_window", "softcap", "non_causal", "return_softmax_lse"})
+    mla_prefill = ((128, 128), (256, 256))  # V as wide as K (CHECK_SHAPE); for 192/128 vLLM pads V and cuts
     attention_types = ("decoder", "encoder", "encoder_only", "encoder_decoder")
     max_decode_query_len = None
     targets = TARGETS
@@ -193,7 +196,8 @@ class FlashAttention2(AttentionBackend):
         assert package is not None
         vendor = importlib.import_module(package.module)
         varlen = _fa2_varlen(vendor.flash_attn_varlen_func, config.softmax_scale)
-        return Bound(_fa2_kvcache(vendor.flash_attn_with_kvcache, varlen, config.softmax_scale), varlen)
+        kvcache = _fa2_kvcache(vendor.flash_attn_with_kvcache, varlen, config.softmax_scale)
+        return Bound(kvcache if config.mla is None else expanded_only(cls.name), varlen)
 
 
 def _fa2_kvcache(vendor: Function, varlen: Function, scale: float | None) -> Function:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hal.backend import AttentionBackend, Bound
-from hal.capabilities import FEATURES, HeadDims, PageSizes
+from hal.capabilities import FEATURES, EveryPlatform, HeadDims, PageSizes
 from hal.config import ATTENTION_TYPES, DTYPES, AttentionConfig
 from hal.torch_import import load_torch
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 class TorchNative(AttentionBackend):
     name = "torch"
-    platforms = {"cuda": (), "rocm": (), "npu": (), "musa": (), "cpu": ()}
+    platforms = EveryPlatform(cuda=(), rocm=(), npu=(), musa=(), cpu=())
     dtypes = DTYPES
     kv_cache_dtypes = ("fp8_e4m3", "fp8_e5m2")
     head_dims = HeadDims()

@@ -26,7 +26,7 @@ class AttentionBackend:
 
     A subclass states what it serves in the class attributes below; `unsupported_reasons` turns them into
     sentences that carry the value seen and the values supported. `bind` runs only on the real device and is
-    the only place that imports the vendor package. Anything declared is a promise that `hal verify` tests.
+    the only place that imports the vendor package. Anything declared is a promise.
     """
 
     name: ClassVar[str]

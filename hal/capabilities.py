@@ -18,7 +18,7 @@ FEATURES: Mapping[str, Callable[[AttentionConfig], Any]] = {
     "attention_chunk": lambda c: c.attention_chunk,
     "softcap": lambda c: c.softcap or None,
     "sinks": lambda c: c.sinks or None,
-    "mla": lambda c: c.mla,
+    "mla": lambda c: None if c.mla is None else True,
     "sparse": lambda c: c.sparse or None,
     "tree_mask": lambda c: c.tree_mask or None,
     "mm_prefix": lambda c: c.mm_prefix or None,
@@ -27,6 +27,16 @@ FEATURES: Mapping[str, Callable[[AttentionConfig], Any]] = {
     "context_parallel": lambda c: c.context_parallel_size if c.context_parallel_size > 1 else None,
     "deterministic": lambda c: c.deterministic or None,
 }
+
+
+class EveryPlatform(dict[str, tuple[str, ...]]):
+    """`platforms` of a backend that runs on any, plugins' included: every arch of every kind."""
+
+    def __contains__(self, kind: object) -> bool:
+        return True
+
+    def __missing__(self, kind: str) -> tuple[str, ...]:
+        return ()
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Package:
     metadata: tuple[str, ...] = ()
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
     """(2, 8, 3) of "2.8.3.post2+cu12": leading numbers of the first three parts."""
     parts = []
     for part in version.split("+")[0].split(".")[:3]:
@@ -36,6 +36,10 @@ def _numbers(version: str) -> tuple[int, ...]:
             break
         parts.append(int(digits))
     return tuple(parts)
+
+
+def _plain(distribution: str) -> str:
+    return distribution.strip().lower().replace("_", "-")
 
 
 @dataclass
@@ -47,6 +51,8 @@ class Packages:
     broken: dict[Package, str] = field(default_factory=dict, repr=False)
     # On a platform that is not here, HAL's own adapters that are not written yet count as present too.
     adapters_assumed: bool = False
+    # Why this machine's torch can serve nothing, where it can't.
+    torch: str | None = None
 
     def missing(self, package: Package) -> str | None:
         """Why a package does not count as present, with what to install; None where it does."""
@@ -60,10 +66,10 @@ class Packages:
     @classmethod
     def named(cls, distributions: Iterable[str]) -> Packages:
         """Only these distributions present."""
-        names = {name.strip().lower().replace("_", "-") for name in distributions if name.strip()}
+        names = {_plain(name) for name in distributions if name.strip()}
 
         def missing(package: Package) -> str | None:
-            if package.distribution.lower().replace("_", "-") in names:
+            if names & {_plain(name) for name in (package.distribution, *package.metadata)}:
                 return None
             return f"package {package.distribution} is not among --packages ({', '.join(sorted(names)) or 'none'})"
 
@@ -75,12 +81,20 @@ class Packages:
         return cls("installed", _Installed(host or Host()).missing)
 
     @classmethod
-    def parse(cls, text: str) -> Packages:
-        """`installed`, `assumed`, or a comma list of distribution names."""
+    def parse(cls, text: str, known: Iterable[Package]) -> Packages:
+        """`installed`, `assumed`, or a comma list of distribution names.
+
+        Raises ValueError for a name that is of none of the `known` packages.
+        """
         if text == "installed":
             return cls.installed()
         if text == "assumed":
             return cls.assumed()
+        names = {_plain(name) for package in known for name in (package.distribution, *package.metadata)}
+        unknown = sorted(_plain(name) for name in text.split(",") if name.strip() and _plain(name) not in names)
+        if unknown:
+            raise ValueError(f"packages has {unknown[0]!r}, which no backend uses (installed, assumed, or some of: "
+                             f"{', '.join(sorted(names))})")
         return cls.named(text.split(","))
 
 
@@ -116,7 +130,7 @@ class _Installed:
             version = self.host.version(name)
             if version is None:
                 continue
-            if _numbers(version) < _numbers(package.minimum):
+            if numbers(version) < numbers(package.minimum):
                 return f"{name} {version} is too old (needs {package.minimum} or newer); {package.install}"
             return None
         return f"package {package.distribution} has no version in its metadata (needs {package.minimum} or newer); " \

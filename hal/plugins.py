@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,9 +24,14 @@ class Plugins:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+_loading = threading.RLock()
+
+
 def load_group(group: str) -> Plugins:
     """The plugins of one group, loaded once per process. A failure is a reason: no crash, no silence."""
-    return _load(group, env.get("HAL_PLUGINS"))
+    wanted = env.get("HAL_PLUGINS")
+    with _loading:
+        return _load(group, wanted)
 
 
 @cache

@@ -7,6 +7,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from hal.declaration import platform_problem
+
 # Shims make torch.cuda look present on MUSA, NPU and ROCm machines, so they are asked before CUDA.
 KINDS = ("musa", "npu", "rocm", "cuda", "cpu")
 # What a platform file, or the object a plugin's entry point names, must have. EXTENSION is optional: the
@@ -42,6 +44,8 @@ def _problem(name: str, module: Any) -> str | None:
         return f"plugin {name}: a platform's name has no ':', which separates index and arch"
     if missing:
         return f"plugin {name} is no platform: it has no {', '.join(missing)}"
+    if platform_problem(module):
+        return f"plugin {name} is declared wrongly: {platform_problem(module)}"
     if name != module.KIND:
         return f"plugin {name}: its KIND is {module.KIND!r}, which must be its name"
     return None

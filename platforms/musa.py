@@ -15,9 +15,16 @@ EXTENSION = "torch_musa"
 ARCHS = ("mp21", "mp22", "mp31")
 
 
+# The engines disagree: SGLang 0.5.23 falls through to triton on MUSA, dense and MLA, and takes MATE only when asked
+# for "fa3" (sglang.md section 2); vllm-musa replaces FLASH_ATTN and FLASHMLA by MATE and keeps them first. MATE is
+# the vendor's own, so it is first. It is built for MP31 alone (README; check_mp31 in its C++): on mp21 and mp22 it
+# keeps its place for its reason. HAL's Triton kernels are not declared here (no compiler for them was tried).
+_DENSE = ("mate", "torch")
+_MLA = ("mate_mla", "torch")
+
+
 def priority(arch: str | None, mla: bool, phase: str) -> tuple[str, ...]:
-    # SGLang offers MATE as "fa3" here but does not choose it by itself; we do, where MATE serves the arch.
-    return ("mate", "torch")
+    return _MLA if mla else _DENSE
 
 
 def probe(host: Host) -> Probe:

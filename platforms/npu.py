@@ -19,8 +19,16 @@ _SOC = ((100, 104, "ascend910a"), (200, 205, "ascend310p"), (220, 225, "ascend91
         (250, 256, "ascend910c"), (260, 269, "ascend950"))
 
 
+# SGLang 0.5.23 forces "ascend" for everything (hardware_backend/npu/utils.py); vllm-ascend 182b75ea looks up one
+# class for dense and one for MLA (platform.py, get_attn_backend_cls). On ascend910a and ascend310p their ops do not
+# exist: both backends keep their place for their reasons, and the portable floor serves. vllm-ascend's own ops for
+# 310P (_npu_paged_attention over a cache of 16-wide tiles) are no backend here yet, nor are HAL's Triton kernels.
+_DENSE = ("ascend", "torch")
+_MLA = ("ascend_mla", "torch")
+
+
 def priority(arch: str | None, mla: bool, phase: str) -> tuple[str, ...]:
-    return ("ascend", "torch")
+    return _MLA if mla else _DENSE
 
 
 def probe(host: Host) -> Probe:

@@ -27,11 +27,13 @@ CHOICES: dict[str, tuple[str, int, str | None, tuple[str, str]]] = {
     "cuda:sm75": ("torch", 16, None,
                   ("flash_attn_2", "arch sm75 is not supported (flash_attn_2: sm80, sm86, sm87, sm89, sm90, "
                                    "sm100, sm103, sm110, sm120, sm121)")),
-    "rocm:gfx90a": ("torch", 16, None, ("aiter", "arch gfx90a is not supported (aiter: gfx942, gfx950)")),
+    "rocm:gfx90a": ("rocm_attn", 16, "vllm", ("aiter_unified", "arch gfx90a is not supported (aiter_unified: gfx942, "
+                                                               "gfx950, gfx1100, gfx1201)")),
     "npu:ascend310p": ("torch", 16, None,
                        ("ascend", "arch ascend310p is not supported (ascend: ascend910b, ascend910c, ascend950)")),
     "musa:mp22": ("torch", 16, None, ("mate", "arch mp22 is not supported (mate: mp31)")),
-    "cpu:x86_64_v3": ("torch", 16, None,
+    # HAL's own C++ kernels, declared but not built: only a CPU that is named, not this machine's, is told so.
+    "cpu:x86_64_v3": ("cpu", 16, None,
                       ("flash_attn_3", "platform cpu is not supported (flash_attn_3: cuda)")),
 }
 
@@ -121,6 +123,71 @@ REASONS: list[tuple[str, str, dict[str, Any], str]] = [
      "that version)"),
 ]
 
+# The same of the MLA backends and of AMD's others.
+REASONS += [
+    ("rocm:gfx942", "aiter_mla", {"mla": True, "num_heads": 16, "dtype": "float16"},
+     "dtype float16 is not supported (aiter_mla: bfloat16)"),
+    ("rocm:gfx942", "aiter_mla", {"mla": True, "num_heads": 16, "softcap": 30},
+     "softcap 30.0 is not supported (aiter_mla: none, mla_decode_fwd asserts that there is none)"),
+    ("rocm:gfx942", "aiter_mla", {"mla": True, "num_heads": 16, "sparse": True},
+     "sparse is not supported (aiter_mla: none, aiter_mla_sparse has it)"),
+    ("rocm:gfx942", "aiter_mla", {}, "mla is needed (aiter_mla: mla only)"),
+    ("rocm:gfx942", "aiter_mla_sparse", {"mla": True, "sparse": True, "num_heads": 64},
+     "num_heads 64 is not supported (aiter_mla_sparse: 16, 128)"),
+    ("rocm:gfx942", "aiter_mla_sparse", {"mla": True}, "sparse is needed (aiter_mla_sparse: mla, sparse only)"),
+    ("rocm:gfx90a", "aiter_triton_mla", {"mla": True},
+     "arch gfx90a is not supported (aiter_triton_mla: gfx942, gfx950, gfx1100, gfx1201)"),
+    ("rocm:gfx942", "aiter_unified", {"causal": False},
+     "non_causal is not supported (aiter_unified: none, the kernel asserts causal)"),
+    ("rocm:gfx942", "aiter_unified", {"return_softmax_lse": True, "head_dim": 64},
+     "return_softmax_lse is not supported (aiter_unified: none, the kernel returns no LSE)"),
+    ("rocm:gfx942", "aiter_unified", {"page_size": 48},
+     "page_size 48 is not supported (aiter_unified: 16, 32, or a multiple of 16 from 64)"),
+    ("rocm:gfx942", "aiter_unified", {"page_size": 1}, "page_size 1 is not supported (aiter_unified: multiples of 16)"),
+    ("rocm:gfx1100", "aiter_unified", {"kv_cache_dtype": "fp8"},
+     "kv_cache_dtype fp8_e4m3 is not supported on gfx1100 (aiter_unified: gfx942, gfx950, gfx1201)"),
+    ("rocm:gfx942", "rocm_attn", {"softcap": 50},
+     "softcap 50.0 is not supported (rocm_attn: none, RocmAttentionImpl stores it and does not pass it on)"),
+    ("rocm:gfx942", "rocm_attn", {"sinks": True},
+     "sinks is not supported (rocm_attn: none, the HIP kernel has none (RocmAttentionBackend.supports_sink))"),
+    ("rocm:gfx942", "rocm_attn", {"head_dim": 112},
+     "head_dim 112 is not supported (rocm_attn: 32, 64, 80, 96, 128, 160, 192, 224, 256)"),
+    ("rocm:gfx942", "rocm_attn", {"kv_cache_dtype": "fp8_e5m2"},
+     "kv_cache_dtype fp8_e5m2 is not supported (rocm_attn with dtype bfloat16: auto, bfloat16, fp8_e4m3)"),
+    ("rocm:gfx90a", "rocm_attn", {"kv_cache_dtype": "fp8"},
+     "kv_cache_dtype fp8_e4m3 is not supported on gfx90a (rocm_attn: gfx942, gfx950, gfx1201)"),
+    ("rocm:gfx942", "wave", {}, "dtype bfloat16 is not supported (wave: float16)"),
+    ("npu:ascend910b", "ascend_mla", {"mla": True, "num_heads": 20},
+     "num_heads 20 is not supported (ascend_mla: 1, 2, 4, 8, 16, 32, 64, 128)"),
+    ("npu:ascend910b", "ascend_mla", {"mla": True, "dtype": "float16"},
+     "dtype float16 is not supported (ascend_mla: bfloat16)"),
+    ("npu:ascend910b", "ascend_mla", {"mla": True, "sinks": True},
+     "sinks is not supported (ascend_mla: none, learnable_sink is not for absorbed MLA decode)"),
+    ("npu:ascend910b", "ascend_mla", {"mla": True, "sparse": True},
+     "sparse is not supported (ascend_mla: none, npu_sparse_flash_attention has it, which is not this backend's op)"),
+    ("npu:ascend310p", "ascend_mla", {"mla": True},
+     "arch ascend310p has no MLA in vllm-ascend 182b75ea either (ascend_mla: ascend910b, ascend910c, ascend950)"),
+    ("npu:ascend910a", "ascend", {},
+     "arch ascend910a has no npu_fused_infer_attention_score: its document lists Atlas A2 and A3 only (ascend: "
+     "ascend910b, ascend910c, ascend950)"),
+    ("musa:mp22", "mate_mla", {"mla": True}, "arch mp22 is not supported (mate_mla: mp31)"),
+] + [("musa:mp31", "mate_mla", {"mla": True, name: value},
+      f"{shown} is not supported (mate_mla: none, the MLA branch of flash_attn_with_kvcache ignores it)")
+     for name, value, shown in (("sliding_window", 128, "sliding_window 128"), ("softcap", 30, "softcap 30.0"),
+                                ("sinks", True, "sinks"), ("attention_chunk", 64, "attention_chunk 64"),
+                                ("context_parallel_size", 2, "context_parallel 2"))]
+
+# (device, config beside mla=True, prefill, decode, page size)
+MLA_CHOICES: list[tuple[str, dict[str, Any], str, str, int]] = [
+    ("npu:ascend910b", {}, "ascend_mla", "ascend_mla", 128),
+    ("npu:ascend950", {"num_heads": 16}, "ascend_mla", "ascend_mla", 128),
+    ("npu:ascend310p", {"dtype": "float16"}, "torch", "torch", 16),
+    ("musa:mp31", {}, "mate_mla", "mate_mla", 64),
+    ("rocm:gfx942", {}, "aiter_mla", "aiter_mla", 1),
+    ("rocm:gfx950", {"num_heads": 16, "kv_cache_dtype": "fp8"}, "aiter_mla", "aiter_mla", 1),
+    ("rocm:gfx942", {"sparse": True}, "aiter_mla_sparse", "aiter_mla_sparse", 1),
+]
+
 # (device, backend, config) that the backend accepts.
 ACCEPTED: list[tuple[str, str, dict[str, Any]]] = [
     ("cuda:sm90", "flash_attn_3", {"page_size": 1, "sliding_window": 128, "softcap": 30}),
@@ -132,6 +199,12 @@ ACCEPTED: list[tuple[str, str, dict[str, Any]]] = [
     ("cuda:sm90", "flash_attn_3", {"sinks": True}),
     ("cuda:sm80", "flash_attn_2", {"page_size": 512, "softcap": 50, "return_softmax_lse": True}),
     ("rocm:gfx950", "aiter", {"head_dim": 256, "softcap": 30, "sliding_window": 2, "page_size": 1024}),
+    ("rocm:gfx942", "aiter_unified", {"sinks": True, "head_dim": 64, "sliding_window": 128, "page_size": 64}),
+    ("rocm:gfx1201", "rocm_attn", {"head_dim": 96, "page_size": 544, "kv_cache_dtype": "fp8"}),
+    ("rocm:gfx942", "aiter_mla", {"mla": True, "num_heads": 128, "return_softmax_lse": True,
+                                  "context_parallel_size": 8}),
+    ("npu:ascend910b", "ascend_mla", {"mla": True, "num_heads": 8, "max_decode_query_len": 16, "graph": True}),
+    ("musa:mp31", "mate_mla", {"mla": True, "num_heads": 64, "max_decode_query_len": 5, "dtype": "float16"}),
     ("npu:ascend910c", "ascend", {"head_dim": 192, "head_dim_v": 128, "return_softmax_lse": True}),
     ("musa:mp31", "mate", {"head_dim": 96, "page_size": 1}),
     ("musa:mp31", "mate", {"head_dim": 384}),
