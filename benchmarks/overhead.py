@@ -1,10 +1,12 @@
-"""What HAL costs before the first token: `import hal` over a bare interpreter, and `hal devices`.
+"""What HAL costs before the first token: `import hal` over a bare interpreter, `hal devices`, and selection.
 
     python benchmarks/overhead.py [--rounds 11] [--json]
 
-Every figure is the median wall time of fresh processes, in milliseconds; the commands take turns, so that a
-machine that gets slower does so for all of them. Exit code 1 where a limit is broken (design: `import hal`
-under 50 ms, `hal devices` under 500 ms on a machine that has a CPU alone).
+The first two are median wall times of fresh processes, in milliseconds; the commands take turns, so that a
+machine that gets slower does so for all of them. Selection is timed inside one process, after a first round
+that loads every backend: per decision the median over the rounds, and of the decisions the median and the
+slowest. Exit code 1 where a limit is broken (design: `import hal` under 50 ms, `hal devices` under 500 ms on
+a machine that has a CPU alone; a decision under 5 ms, the slowest too).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -29,6 +32,21 @@ LIMITS = {
     "import hal": (50.0, "python -c 'import hal'", "python -c pass"),
     "hal devices": (500.0, "hal devices", None),
 }
+SELECTION_LIMIT_MS = 5.0
+# Devices x configurations whose decisions are timed; the last two are refused by nearly every candidate.
+DEVICES = ("cuda:sm75", "cuda:sm80", "cuda:sm90", "cuda:sm100", "cuda:sm120", "rocm:gfx942", "npu:ascend910b",
+           "musa:mp31", "cpu:x86_64_v3")
+CONFIGS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "page_size 16": {"page_size": 16},
+    "MLA": {"mla": True, "num_heads": 128},
+    "sparse MLA": {"mla": True, "num_heads": 128, "sparse": True},
+    "gpt-oss": {"num_heads": 64, "head_dim": 64, "sinks": True, "sliding_window": 128},
+    "fp8 KV": {"kv_cache_dtype": "fp8_e4m3"},
+    "all features": {"sinks": True, "softcap": 50.0, "tree_mask": True, "mm_prefix": True, "graph": True,
+                     "attention_chunk": 64, "max_decode_query_len": 8},
+    "page_size 7": {"page_size": 7, "dtype": "float32"},
+}
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
@@ -41,6 +59,23 @@ def measure(rounds: int) -> dict[str, list[float]]:
             if number:
                 times[name].append((time.perf_counter() - started) * 1000)
     return times
+
+
+def measure_selection(rounds: int) -> dict[str, float]:
+    """"device, configuration" -> median time of one hal.explain in ms."""
+    sys.path.insert(0, str(ROOT))
+    import hal
+
+    configs = {name: hal.AttentionConfig(**fields) for name, fields in CONFIGS.items()}
+    times: dict[str, list[float]] = {}
+    for number in range(rounds + 1):
+        for device in DEVICES:
+            for name, config in configs.items():
+                started = time.perf_counter()
+                hal.explain(config, device)
+                if number:
+                    times.setdefault(f"{device}, {name}", []).append((time.perf_counter() - started) * 1000)
+    return {question: statistics.median(values) for question, values in times.items()}
 
 
 def main() -> int:
@@ -58,6 +93,11 @@ def main() -> int:
     for figure, (limit, command, base) in LIMITS.items():
         cost = medians[command] - (medians[base] if base else 0.0)
         figures[figure] = {"ms": round(cost, 1), "limit_ms": limit, "ok": cost < limit}
+    selection = measure_selection(args.rounds)
+    slowest = max(selection, key=lambda question: selection[question])
+    for figure, cost in (("selection, median decision", statistics.median(selection.values())),
+                         ("selection, slowest decision", selection[slowest])):
+        figures[figure] = {"ms": round(cost, 2), "limit_ms": SELECTION_LIMIT_MS, "ok": cost < SELECTION_LIMIT_MS}
     if args.json:
         print(
             json.dumps(
@@ -67,6 +107,7 @@ def main() -> int:
                     "figures": figures,
                     "median_ms": {name: round(value, 1) for name, value in medians.items()},
                     "min_ms": {name: round(min(values), 1) for name, values in times.items()},
+                    "selection_ms": {question: round(value, 3) for question, value in selection.items()},
                 },
                 indent=2,
             )
@@ -75,6 +116,7 @@ def main() -> int:
         print(f"{'command':32}{'median ms':>10}{'min ms':>9}{'max ms':>9}   ({args.rounds} rounds)")
         for name, values in times.items():
             print(f"{name:32}{medians[name]:10.1f}{min(values):9.1f}{max(values):9.1f}")
+        print(f"{len(selection)} decisions; the slowest: {slowest}")
         for figure, row in figures.items():
             print(
                 f"{figure}: {row['ms']} ms, limit {row['limit_ms']:g} ms: {'ok' if row['ok'] else 'TOO SLOW'}"

@@ -16,6 +16,7 @@ _PUBLIC = {
     "AttentionBackend": "hal.backend",
     "AttentionConfig": "hal.config",
     "AttentionImpl": "hal.attention",
+    "Choice": "hal.selection",
     "Decision": "hal.decision",
     "LayerKind": "hal.config",
     "MLADims": "hal.config",
@@ -63,7 +64,12 @@ if TYPE_CHECKING:
     from hal.decision import NoBackendError as NoBackendError
     from hal.merge import merge_attention_states as merge_attention_states
     from hal.platform import Platform as Platform
+    from hal.platform import PlatformStatus
     from hal.platform import detect as detect
     from hal.registry import register_backend as register_backend
+    from hal.selection import Choice as Choice
     from hal.selection import explain as explain
     from hal.selection import explain_kinds as explain_kinds
+
+    def platforms(host: Any = None) -> list[PlatformStatus]:
+        """Every known platform, found or not, with the reason why not."""

@@ -10,12 +10,17 @@ from hal import env, registry
 from hal.backend import AttentionBackend, Bound
 from hal.config import AttentionConfig, LayerKind
 from hal.decision import Decision, NoBackendError
+from hal.kinds import as_choices, as_kinds
 from hal.packages import Packages
 from hal.platform import Platform, detect
 from hal.selection import Choice, explain_kinds
 from hal.torch_import import load_extension
 
 logger = logging.getLogger("hal")
+
+
+class BindError(RuntimeError):
+    """A backend that selection accepted could not be bound; the text names it, the cause is the vendor's error."""
 
 
 class BoundPhase:
@@ -45,6 +50,7 @@ class AttentionImpl:
         decode = registry.get(str(decision.decode.chosen))
         prefill = registry.get(str(decision.prefill.chosen))
         self._cache_owner = decode
+        self._cache_readers = [decode] + [prefill] * prefill.reads(self.config, "prefill")
         self.decode = _bind(decode, decision, packages)
         self.prefill = self.decode if prefill is decode else _bind(prefill, decision, packages)
         self.flash_attn_with_kvcache = self.decode.flash_attn_with_kvcache
@@ -60,9 +66,9 @@ class AttentionImpl:
         size = self.decision.page_size if page_size is None else page_size
         if isinstance(num_pages, bool) or not isinstance(num_pages, int) or num_pages < 1:
             raise ValueError(f"num_pages must be a whole number >= 1, got {num_pages!r}")
-        if size not in self._cache_owner.page_sizes:
-            raise ValueError(f"page_size {size!r} is not supported "
-                             f"({self._cache_owner.name}: {self._cache_owner.page_sizes})")
+        for reader in self._cache_readers:
+            if size is None or isinstance(size, bool) or size not in reader.page_sizes:
+                raise ValueError(f"page_size {size!r} is not supported ({reader.name}: {reader.page_sizes})")
         assert size is not None
         return self._cache_owner.new_kv_cache(self.config, self.platform.torch_device, num_pages, size)
 
@@ -74,8 +80,11 @@ def _bind(backend: type[AttentionBackend], decision: Decision, packages: Package
     try:
         package = backend.package_for(packages, decision.config)
         bound = backend.bind(decision.config, decision.platform, package)
-    except Exception as error:
-        raise RuntimeError(f"backend {backend.name} passed selection on {decision.platform} but could not be bound: "
+        if not (isinstance(bound, Bound) and callable(bound.flash_attn_with_kvcache)
+                and callable(bound.flash_attn_varlen_func)):
+            raise TypeError(f"bind returned {bound!r}, expected a hal.backend.Bound of two functions")
+    except (Exception, SystemExit) as error:
+        raise BindError(f"backend {backend.name} passed selection on {decision.platform} but could not be bound: "
                            f"{type(error).__name__}: {error}") from error
     if env.get("HAL_CHECK"):
         from hal.validation import checked
@@ -95,23 +104,22 @@ def get_attention_impl(config: AttentionConfig | None = None, device: str | Plat
     Raises NoBackendError with the whole table of reasons, PlatformNotFoundError when the device is not here,
     ValueError for unknown names.
     """
-    kind = LayerKind("all", (), config or AttentionConfig())
-    return get_attention_impls([kind], device, Choice(backend, prefill_backend, decode_backend))["all"]
+    config = AttentionConfig() if config is None else config
+    return get_attention_impls({"all": config}, device, backend, prefill_backend, decode_backend)["all"]
 
 
 def get_attention_impls(configs: Sequence[LayerKind] | Mapping[str, AttentionConfig],
-                        device: str | Platform = "auto",
-                        choices: Mapping[str, Choice] | Choice | str = "auto") -> dict[str, AttentionImpl]:
+                        device: str | Platform = "auto", backend: str = "auto",
+                        prefill_backend: str | None = None, decode_backend: str | None = None,
+                        choices: Mapping[str, Choice | str] | None = None) -> dict[str, AttentionImpl]:
     """The attention of every kind of layer of one model, decided jointly: kind -> AttentionImpl, one page size.
 
-    configs: what AttentionConfig.from_model returns, or kind -> config. choices: a backend name for all, a
-    Choice, or kind -> Choice. Raises as get_attention_impl does.
+    configs: what AttentionConfig.from_model returns, or kind -> config. backend, prefill_backend and
+    decode_backend as in get_attention_impl, for every kind; choices: kind -> backend name or Choice, for the
+    kinds that differ. Raises as get_attention_impl does, and ValueError for a kind that is not there.
     """
-    kinds = [LayerKind(name, (), config) for name, config in configs.items()] if isinstance(configs, Mapping) \
-        else list(configs)
-    if isinstance(choices, str):
-        choices = Choice(choices)
-    per_kind = {k.kind: choices if isinstance(choices, Choice) else choices.get(k.kind, Choice()) for k in kinds}
+    kinds = as_kinds(configs)
+    per_kind = as_choices(kinds, Choice(backend, prefill_backend, decode_backend), choices)
     platform = device if isinstance(device, Platform) else detect(device)
     if not platform.name:
         raise ValueError(f"device {platform} is hypothetical: bind on what hal.detect() found, or use hal.explain()")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 
 import hal
+from hal import registry
 from hal.__main__ import main
 from hal.cli_args import AttentionArgs
 from hal.config import AttentionConfig, LayerKind
+from hal.decision import Candidate, Decision, PhaseDecision
 from hal.selection import Choice
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +115,81 @@ def test_backends_of_one_platform(capsys: pytest.CaptureFixture[str]) -> None:
     assert not names & {"flash_attn_3", "mate", "aiter"}
 
 
+def names_of(capsys: pytest.CaptureFixture[str], *argv: str) -> set[str]:
+    return {row["name"] for row in report(capsys, "backends", *argv)}
+
+
+def test_backends_by_arch_feature_level_package_and_kind_of_model(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row["name"]: row for row in report(capsys, "backends")}
+    backends = {name: registry.get(name) for name in rows}
+    assert names_of(capsys, "--platform", "cuda:sm75") == {
+        name for name, row in rows.items() if "cuda:sm75" in row["levels"]
+    }
+    assert "flash_attn_3" not in names_of(capsys, "--platform", "cuda:sm75")
+    assert names_of(capsys, "--feature", "sinks", "--feature", "softcap") == {
+        name for name, row in rows.items() if row["features"]["sinks"] and row["features"]["softcap"]
+    }
+    assert names_of(capsys, "--level", "declared") == set(rows)
+    levels = ["declared", "contract", "emulated", "compiled", "hardware"]
+    for level in levels:
+        assert names_of(capsys, "--level", level, "--platform", "cuda:sm90") == {
+            name
+            for name, row in rows.items()
+            if levels.index(row["levels"].get("cuda:sm90", "declared")) >= levels.index(level)
+            and "cuda:sm90" in row["levels"]
+        }
+    for spelling in ("flash-attn", "Flash_Attn"):
+        found = names_of(capsys, "--package", spelling)
+        assert "flash_attn_2" in found
+        assert found == {
+            name for name, b in backends.items() if "flash-attn" in [p.distribution for p in b.packages]
+        }
+    mla, dense = names_of(capsys, "--mla"), names_of(capsys, "--dense")
+    assert mla == {name for name, b in backends.items() if "mla" in b.features or b.mla_prefill}
+    assert dense == {name for name, b in backends.items() if "mla" not in b.requires}
+    assert mla | dense == set(rows)
+    assert {"torch"} <= mla & dense
+    assert names_of(capsys, "--platform", "npu", "--mla", "--feature", "sinks") == {
+        name
+        for name in mla
+        if "npu" in rows[name]["platforms"] and rows[name]["features"]["sinks"]
+    }
+
+
+def test_backends_level_is_that_of_the_platform_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry.get("torch"), "levels", {"cpu": "emulated", "cuda:sm90": "hardware"})
+    assert "torch" in names_of(capsys, "--level", "hardware")
+    assert "torch" in names_of(capsys, "--level", "compiled", "--platform", "cuda")
+    assert "torch" in names_of(capsys, "--level", "emulated", "--platform", "cpu")
+    assert "torch" not in names_of(capsys, "--level", "compiled", "--platform", "cpu")
+    assert "torch" not in names_of(capsys, "--level", "contract", "--platform", "cuda:sm80")
+
+
+def test_backends_say_whether_an_adapter_exists(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry.get("mate"), "adapter", False)
+    rows = {row["name"]: row for row in report(capsys, "backends")}
+    assert (rows["mate"]["adapter"], rows["torch"]["adapter"]) == (False, True)
+    assert main(["backends", "--package", "mate"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^mate +declared +adapter not written yet; musa", text, re.M), text
+    assert main(["backends", "--package", "flash-attn"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^flash_attn_2 +declared +cuda", text, re.M), text
+
+
+def test_no_backend_passes_the_filters(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["backends", "--package", "flash-attn", "--platform", "npu"]
+    assert report(capsys, *argv) == []
+    assert main(argv) == 0
+    assert capsys.readouterr().out == (
+        f"0 of {len(registry.names())} backends: none passes all of these filters\n"
+    )
+
+
 # -- explain --
 
 
@@ -145,12 +223,13 @@ def test_explain_chooses_the_vendors_backend(
         for name, candidate in candidates.items():
             assert set(candidate) == {"backend", "accepted", "reasons", "level"}
             assert candidate["accepted"] is (not candidate["reasons"])
-            # torch runs everywhere; all others are another vendor's or need another page size.
-            assert candidate["accepted"] is (name in (chosen, "torch")), candidate
-            if not candidate["accepted"]:
-                assert any(f"({name}: " in reason for reason in candidate["reasons"]), (
-                    "a reason has both sides"
-                )
+            # torch runs everywhere.
+            assert candidate["accepted"] or name not in (chosen, "torch"), candidate
+            if not candidate["accepted"]:  # a cache's layout is compared with the decode backend's
+                assert any(
+                    f"({name}: " in reason or reason.startswith("kv_layout ")
+                    for reason in candidate["reasons"]
+                ), "a reason has both sides"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +325,7 @@ def test_explain_packages(capsys: pytest.CaptureFixture[str]) -> None:
     told = report(capsys, "explain", "--device", "cuda:sm80", "--packages", "flash-attn-3")["kinds"][0][
         "decode"
     ]
-    assert told["chosen"] == "torch"
+    assert told["chosen"] == "flex_attention"  # it comes with torch, and stands before the floor
     reasons = {c["backend"]: c["reasons"] for c in told["candidates"]}
     assert "package flash-attn is not among --packages (flash-attn-3)" in reasons["flash_attn_2"]
 
@@ -256,6 +335,198 @@ def test_explain_page_size_and_kv_cache_dtype(capsys: pytest.CaptureFixture[str]
     assert told["page_size"] == 32
     assert told["kinds"][0]["config"]["kv_cache_dtype"] == "fp8_e4m3"
     assert told["kinds"][0]["q_dtype"] == "fp8_e4m3"
+
+
+Row = tuple[str, int, str]
+
+
+def rows_of(text: str) -> list[Row]:
+    """(mark, rank, backend) of every row of the tables of `hal explain`."""
+    found = re.findall(r"^  (chosen|accepted|no) +([0-9]+) +(\S+)", text, re.M)
+    return [(mark, int(rank), backend) for mark, rank, backend in found]
+
+
+def expected_rows(chosen: str | None, *phases: Any) -> list[Row]:
+    """The rows that one table of these phases must have: chosen, accepted in any of them, refused."""
+    order = ["chosen", "accepted", "no"]
+    rows = []
+    for rank, seen in enumerate(zip(*(phase["candidates"] for phase in phases)), 1):
+        name = seen[0]["backend"]
+        accepted = any(candidate["accepted"] for candidate in seen)
+        rows.append(("chosen" if name == chosen else "accepted" if accepted else "no", rank, name))
+    return sorted(rows, key=lambda row: order.index(row[0]))
+
+
+@pytest.mark.parametrize(
+    "device", ["cuda:sm80", "cuda:sm90", "cuda:sm100", "rocm:gfx942", "npu:ascend910b", "musa:mp31"]
+)
+@pytest.mark.parametrize("config", ["{}", '{"sliding_window": 8, "page_size": 16}', '{"mla": true}'])
+def test_explain_shows_this_platform_and_names_the_others(
+    device: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["explain", "--device", device, "--config", config]
+    (told,) = report(capsys, *argv)["kinds"]
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert main([*argv, "--all"]) == 0
+    everything = capsys.readouterr().out
+    kind = device.partition(":")[0]
+    others = [name for name in registry.names() if kind not in registry.get(name).platforms]
+    assert others
+    (line,) = re.findall(r"other platforms: (.*?) \(--all shows them\)", " ".join(text.split()))
+    assert sorted(line.split(", ")) == sorted(others)
+    assert "--all" not in everything
+    assert max(map(len, everything.splitlines())) <= 100
+    prefill, decode, chosen = told["prefill"], told["decode"], told["decode"]["chosen"]
+    names = [[c["backend"] for c in phase["candidates"]] for phase in (prefill, decode)]
+    if prefill["chosen"] == chosen and names[0] == names[1]:
+        shown = expected_rows(chosen, prefill, decode)
+    else:
+        shown = expected_rows(prefill["chosen"], prefill) + expected_rows(chosen, decode)
+    assert rows_of(text) == [row for row in shown if row[2] not in others]
+    if prefill["candidates"] == decode["candidates"]:
+        assert rows_of(everything) == expected_rows(chosen, decode)
+    else:
+        assert rows_of(everything) == expected_rows(prefill["chosen"], prefill) + expected_rows(chosen, decode)
+    flat = " ".join(everything.split())
+    for candidate in (*prefill["candidates"], *decode["candidates"]):
+        assert all(reason in flat for reason in candidate["reasons"]), "nothing is shortened with --all"
+
+
+def _decision(prefill: list[list[str]], decode: list[list[str]], asked: str = "auto") -> Decision:
+    """Candidates a, b, ... with these reasons; the first one without is chosen. Those from "elsewhere" say so."""
+
+    def phase(name: str, rows: list[list[str]]) -> PhaseDecision:
+        candidates = tuple(
+            Candidate("abcdef"[i], tuple(reasons), "contract", "elsewhere" in reasons)
+            for i, reasons in enumerate(rows)
+        )
+        chosen = next((c.backend for c in candidates if c.accepted), None)
+        return PhaseDecision(name, chosen, f"vendor.{name}" if chosen else None, candidates, asked)
+
+    platform = hal.Platform.parse("cuda:sm90")
+    return Decision(
+        platform, AttentionConfig(mla=True), phase("prefill", prefill), phase("decode", decode), 16, "bfloat16", None
+    )
+
+
+def test_one_table_for_both_phases() -> None:
+    mla = str(AttentionConfig(mla=True).mla)
+    e = [f"mla {mla} is not supported (e: u + v)"]
+    decision = _decision(
+        [["x 1 (a: 2)"], [], ["p (c: q)", "both (c: r)"], [], e, ["elsewhere"]],
+        [["x 1 (a: 2)"], [], ["both (c: r)", "d (c: q)"], ["y", "z"], e, ["elsewhere"]],
+    )
+    assert str(decision) == "\n".join(
+        [
+            "prefill and decode: b  (vendor.prefill / vendor.decode)",
+            "            rank  backend  level, or why not",
+            "  chosen    2     b        contract",
+            "  accepted  4     d        contract, prefill only +2",
+            "  no        1     a        x 1 (2)",
+            "  no        3     c        both (r) +2",
+            "  no        5     e        mla is not supported (u + v)",
+            "  other platforms:  f (--all shows them)",
+            "  +N: as many more reasons (--all shows them)",
+        ]
+    )
+    everything = decision.text(show_all=True).splitlines()
+    assert everything[:2] == [
+        "prefill: b  (vendor.prefill)",
+        "            rank  backend  level     reasons",
+    ]
+    assert "  no        3     c        contract  p (c: q); both (c: r)" in everything
+    assert "  no      4     d        contract  y; z" in everything
+    assert "  no        6     f        contract  elsewhere" in everything
+    assert not any("--all" in line for line in everything)
+    short = _decision([["a + b (a: c)"], []], [["a + b (a: c)"], []])
+    assert "--all" not in str(short), "nothing is left out"
+
+
+def test_a_table_for_each_phase_where_the_answers_differ() -> None:
+    text = str(_decision([[], ["y"]], [["z"], []]))
+    assert text.splitlines() == [
+        "prefill: a  (vendor.prefill)",
+        "          rank  backend  level, or why not",
+        "  chosen  1     a        contract",
+        "  no      2     b        y",
+        "decode: b  (vendor.decode)",
+        "          rank  backend  level, or why not",
+        "  chosen  2     b        contract",
+        "  no      1     a        z",
+    ]
+
+
+def test_a_table_for_each_phase_where_the_candidates_differ() -> None:
+    text = str(_decision([[], ["y"]], [[], ["y"], ["z"]]))
+    assert [line for line in text.splitlines() if not line.startswith(" ")] == [
+        "prefill: a  (vendor.prefill)",
+        "decode: a  (vendor.decode)",
+    ]
+    assert "  no      3     c        z" in text
+
+
+def test_a_choice_by_name_is_shown_in_full() -> None:
+    text = str(_decision([["elsewhere", "y"]], [["elsewhere", "y"]], "fa3"))
+    assert text.splitlines() == [
+        "prefill and decode: no backend can serve this",
+        "      rank  backend  level     reasons",
+        "  no  1     a        contract  elsewhere; y",
+    ]
+
+
+def test_explain_says_how_many_reasons_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    config = '{"page_size": 17, "dtype": "float32", "sinks": true}'
+    argv = ["explain", "--device", "cuda:sm90", "--config", config]
+    told = report(capsys, *argv)["kinds"][0]["decode"]
+    refused = next(c for c in told["candidates"] if c["backend"] == "flash_attn_2")
+    assert len(refused["reasons"]) == 3
+    assert main(argv) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"{refused['reasons'][0].replace('(flash_attn_2: ', '(')} +2" in text
+    assert refused["reasons"][1].replace("(flash_attn_2: ", "(") not in text
+    assert main([*argv, "--attention-backend", "fa2"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "; ".join(refused["reasons"]) in text, "who asked for it by name gets every reason"
+
+
+def test_explain_by_a_name_of_several_platforms_shows_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "--device", "cuda:sm90", "--attention-backend", "fa3"]) == 0
+    text = capsys.readouterr().out
+    assert "platform cuda is not supported (mate: musa)" in text
+    assert "other platforms" not in text
+
+
+def test_the_error_that_nothing_can_serve_leaves_nothing_out() -> None:
+    decision = hal.explain(AttentionConfig(page_size=17, dtype="float32", sinks=True), "cuda:sm90")
+    text = " ".join(str(hal.NoBackendError({"all": decision}, "auto")).split())
+    assert "--all" not in text
+    for phase in (decision.prefill, decision.decode):
+        for candidate in phase.candidates:
+            assert all(reason in text for reason in candidate.reasons)
+
+
+def test_explain_mla_names_both_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    for device in ("cuda:sm90", "npu:ascend910b", "musa:mp31", "rocm:gfx942"):
+        argv = ["explain", "--device", device, "--config", '{"mla": true}']
+        (told,) = report(capsys, *argv)["kinds"]
+        assert main(argv) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        for phase in ("prefill", "decode"):
+            assert told[phase]["target"] in text
+            assert re.search(rf"\b(prefill and decode|{phase}): {told[phase]['chosen']} \(", text)
+
+
+def test_explain_shows_hints(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["explain", "--device", "cuda:sm80", "--page-size", "16", "--packages", "flash-attn"]
+    (told,) = report(capsys, *argv)["kinds"]
+    hint = told["hints"][0]
+    assert set(hint) == {"setting", "value", "needed", "serves", "text"}
+    assert (hint["setting"], hint["value"], hint["needed"]) == ("page_size", 16, 256)
+    assert hint["serves"] == {"prefill": "flash_attn_2", "decode": "flash_attn_2"}
+    assert main(argv) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"hint: {hint['text']}" in text
 
 
 # -- the command itself --
@@ -323,6 +594,12 @@ BAD_COMMANDS: list[tuple[list[str], str]] = [
     (["devices", "cuda"], "unrecognized arguments: cuda"),
     (["backends", "--platform", "tpu"], "--platform 'tpu' is not known (known: cpu, cuda, musa, npu, rocm)"),
     (["backends", "--platform"], "argument --platform: expected one argument"),
+    (["backends", "--platform", "cuda:sm70"], "--platform 'cuda:sm70': 'sm70' is no arch of cuda (archs: sm75,"),
+    (["backends", "--platform", "npu:"], "--platform 'npu:': '' is no arch of npu (archs: ascend910a,"),
+    (["backends", "--feature", "sink"], "--feature 'sink' is not known (known: sliding_window, attention_chunk,"),
+    (["backends", "--level", "tested"], "--level 'tested' is not known (known: declared, contract, emulated,"),
+    (["backends", "--package", "fa"], "--package 'fa' is not known (known: flash-attn-3, sglang-kernel,"),
+    (["backends", "--mla", "--dense"], "argument --dense: not allowed with argument --mla"),
     (
         ["backends", "--platform", "npu", "--platform", "cuda"],
         "argument --platform: given twice, as 'npu' and 'cuda': give one of them",
@@ -341,7 +618,7 @@ BAD_COMMANDS: list[tuple[list[str], str]] = [
         ["explain", "--attention-backend", "fa9"],
         "--attention-backend fa9: attention backend 'fa9' is not known, did you mean",
     ),
-    (["explain", "--attention-backend", "nothing-like-it"], "(backends: flash_attn_3, flash_attn_2, aiter,"),
+    (["explain", "--attention-backend", "nothing-like-it"], "(backends: flash_attn_3, flash_attn_2,"),
     (
         ["explain", "--prefill-attention-backend", "x"],
         "--prefill-attention-backend x: attention backend 'x' is not known",

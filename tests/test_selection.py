@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_selection import ACCEPTED, BAD_FIELDS, CHOICES, REASONS
+from data_selection import ACCEPTED, BAD_FIELDS, CHOICES, MLA_CHOICES, REASONS
 
 import hal
 from hal import AttentionConfig, LayerKind, MLADims, NoBackendError, plugins, registry
@@ -62,7 +62,7 @@ def test_automatic_choice(device: str) -> None:
     decision = hal.explain(device=device)
     assert (decision.prefill.chosen, decision.decode.chosen) == (backend, backend)
     assert decision.page_size == page_size
-    assert decision.needed == ((package,) if package else ())
+    assert [name for name in decision.needed if not name.startswith("an adapter for ")] == [package] * bool(package)
     assert decision.packages == "assumed"
     refused = [c for c in decision.candidates if not c.accepted]
     assert (refused[0].backend, refused[0].reasons[0]) == (other, reason)
@@ -87,7 +87,7 @@ def test_reason(device: str, backend: str, config: dict[str, Any], reason: str) 
     for phase in (decision.prefill, decision.decode):
         candidate = next(c for c in phase.candidates if c.backend == backend)
         assert reason in candidate.reasons
-        assert phase.chosen == "torch"
+        assert phase.chosen not in (None, backend)
 
 
 @pytest.mark.parametrize(("device", "backend", "config"), ACCEPTED, ids=lambda v: str(v)[:40])
@@ -95,6 +95,30 @@ def test_accepted(device: str, backend: str, config: dict[str, Any]) -> None:
     packages = "sglang-kernel" if backend == "flash_attn_3" else None
     decision = hal.explain(AttentionConfig(**config), device, packages=packages)
     assert (decision.prefill.chosen, decision.decode.chosen) == (backend, backend), str(decision)
+
+
+@pytest.mark.parametrize(("device", "config", "prefill", "decode", "page_size"), MLA_CHOICES)
+def test_automatic_choice_of_mla(device: str, config: dict[str, Any], prefill: str, decode: str,
+                                 page_size: int) -> None:
+    decision = hal.explain(AttentionConfig(**{"num_heads": 128, "mla": True, "softmax_scale": 0.1, **config}), device)
+    assert (decision.prefill.chosen, decision.decode.chosen, decision.page_size) == (prefill, decode, page_size)
+    assert decision.decode.candidates[0].backend == ("aiter_mla" if "aiter" in decode else decode if decode != "torch"
+                                                     else "ascend_mla"), "the vendor's own is asked first"
+
+
+def test_mla_heads_that_only_the_prefill_takes() -> None:
+    """aiter decodes 16 or 128 heads per rank; its prefill over expanded K and V takes any number."""
+    config = AttentionConfig(num_heads=32, mla=True, softmax_scale=0.1)
+    decision = hal.explain(config, "rocm:gfx942")
+    assert decision.prefill.chosen == "aiter_mla"
+    reasons = {c.backend: c.reasons for c in decision.decode.candidates}
+    assert "num_heads 32 is not supported (aiter_mla: 16, 128)" in reasons["aiter_mla"]
+    assert str(decision.decode.chosen).endswith("triton_mla")
+    multi = config.replace(num_heads=16, context_parallel_size=4, max_decode_query_len=2)
+    reasons = {c.backend: c.reasons for c in hal.explain(multi, "rocm:gfx942").decode.candidates}
+    assert ("max_decode_query_len 2 with context_parallel 4 is not supported on gfx942 (aiter_mla: 1; more on "
+            "gfx950)") in reasons["aiter_mla"]
+    assert hal.explain(multi, "rocm:gfx950").chosen == "aiter_mla"
 
 
 def test_q_dtype_follows_the_cache_where_the_kernel_wants_it() -> None:
@@ -130,7 +154,9 @@ def test_every_reason_carries_both_sides() -> None:
                     value, _, supported = reason.partition("(")
                     assert value.strip(), reason
                     assert supported.rstrip().endswith(")"), reason
-                    assert any(name in reason for name in names), reason
+                    # A layout's reason names the decode backend.
+                    shared = reason.startswith(("kv_layout ", "q_dtype "))
+                    assert shared or any(name in reason for name in names), reason
                     seen.add(reason.split()[0])
     assert {"platform", "arch", "dtype", "head_dim", "kv_cache_dtype", "page_size", "package", "mla", "graph",
             "attention_type", "sinks", "softcap", "sliding_window", "non_causal"} <= seen
@@ -186,6 +212,25 @@ def test_phases_by_name() -> None:
 def test_alias(alias: str, device: str, backend: str | None) -> None:
     decision = hal.explain(device=device, backend=alias)
     assert (decision.prefill.chosen, decision.decode.chosen) == (backend, backend)
+
+
+@pytest.mark.parametrize(("name", "device", "dense", "mla"), [
+    ("ascend", "npu:ascend910b", "ascend", "ascend_mla"), ("aiter", "rocm:gfx942", "aiter", "aiter_mla"),
+    ("fa3", "musa:mp31", "mate", "mate_mla"), ("mate", "musa:mp31", "mate", None),
+    ("ROCM_AITER_MLA", "rocm:gfx950", None, "aiter_mla"), ("aiter_mla", "rocm:gfx950", None, "aiter_mla")])
+def test_a_name_for_dense_and_mla(name: str, device: str, dense: str | None, mla: str | None) -> None:
+    """An engine's one name for both kinds of model may be the name of the dense backend itself."""
+    latent = AttentionConfig(num_heads=16, mla=True, softmax_scale=0.1)
+    assert hal.explain(AttentionConfig(), device, name).chosen == dense
+    assert hal.explain(latent, device, name).chosen == mla
+
+
+def test_a_backends_own_name_is_no_alias_of_it() -> None:
+    assert registry.resolve("ascend") == ["ascend", "ascend_mla"]
+    assert registry.aliases_of("ascend") == []
+    assert registry.aliases_of("ascend_mla") == ["ascend"]
+    with pytest.raises(ValueError, match="'ascend' is taken"):
+        registry.register_backend("ascend", type("ascend", (AttentionBackend,), {"name": "ascend"}))
 
 
 def test_unknown_name_suggests() -> None:
@@ -277,7 +322,7 @@ def test_kinds_can_be_chosen_apart() -> None:
 def test_kinds_disagreeing_on_page_size_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"share one page size, got \[16, 32\]"):
         decide(a=AttentionConfig(page_size=32), b=AttentionConfig(page_size=16))
-    with pytest.raises(ValueError, match="kinds is empty"):
+    with pytest.raises(ValueError, match="expected at least one, each once"):
         decide()
 
 
@@ -299,8 +344,8 @@ def site(folder: Path, *modules: str, **metadata: str) -> Packages:
 
 
 def first_reasons(packages: Packages, device: str, backend: str, **config: Any) -> tuple[str, ...]:
-    [candidate] = hal.explain(AttentionConfig(**config), device, backend, packages=packages).candidates
-    return candidate.reasons
+    decision = hal.explain(AttentionConfig(**config), device, backend, packages=packages)
+    return next(c.reasons for c in decision.candidates if c.backend == backend)
 
 
 @pytest.mark.parametrize(("modules", "metadata", "device", "backend", "reasons"), [
@@ -339,7 +384,9 @@ def test_named_packages() -> None:
     reasons = next(c.reasons for c in decision.candidates if c.backend == "flash_attn_3")
     assert reasons[-2:] == ("package flash-attn-3 is not among --packages (flash-attn, triton)",
                             "package sglang-kernel is not among --packages (flash-attn, triton)")
-    assert hal.explain(device="cuda:sm90", packages="").chosen == "torch"
+    # What comes with torch alone: flex_attention stands before the floor, and has no sinks.
+    assert hal.explain(device="cuda:sm90", packages="").chosen == "flex_attention"
+    assert hal.explain(AttentionConfig(sinks=True), "cuda:sm90", packages="").chosen == "torch"
 
 
 def test_sinks_follow_the_package() -> None:
@@ -382,7 +429,7 @@ def test_environment_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) -> Non
     assert hal.explain(device="cuda:sm90", backend="fa3").chosen == "flash_attn_3", "an argument comes first"
     mixed = hal.explain(AttentionConfig(page_size=256), "cuda:sm90", decode_backend="fa3")
     assert (mixed.prefill.chosen, mixed.decode.chosen) == ("flash_attn_2", "flash_attn_3")
-    with pytest.raises(NoBackendError, match="attention backend fa2 can't serve this"):
+    with pytest.raises(NoBackendError, match="attention backend fa2 .HAL_ATTENTION_BACKEND. can't serve this"):
         hal.get_attention_impl(device="cpu")
     monkeypatch.setenv("HAL_ATTENTION_BACKEND", "fa9")
     with pytest.raises(ValueError, match=r"HAL_ATTENTION_BACKEND='fa9' is not valid.*flash_attn_3"):
@@ -437,7 +484,8 @@ def test_registered_twice_or_wrongly() -> None:
 def test_registered_by_import_string_is_imported_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     hal.register_backend("lazy", "module_of_a_lazy_backend:Lazy")
     module = types.ModuleType("module_of_a_lazy_backend")
-    module.Lazy = type("Lazy", (AttentionBackend,), {"name": "lazy", "platforms": {}})  # type: ignore[attr-defined]
+    module.Lazy = type("Lazy", (AttentionBackend,), {  # type: ignore[attr-defined]
+        "name": "lazy", "platforms": {}, "targets": {"prefill": "p", "decode": "d"}})
     monkeypatch.setitem(sys.modules, module.__name__, module)
     assert registry.get("lazy") is module.Lazy
 
@@ -484,7 +532,7 @@ def test_plugins_come_last_and_never_replace(plug: Any) -> None:
     assert "ModuleNotFoundError" in failures["broken"]
     with pytest.raises(ValueError, match="'broken' can't be used: plugin broken "):
         hal.explain(device="cpu:x86_64_v3", backend="broken")
-    assert hal.explain(device="cpu:x86_64_v3").chosen == "torch"
+    assert hal.explain(device="cpu:x86_64_v3", backend="torch").chosen == "torch"
     assert hal.explain(TOYS_ONLY, "cpu:x86_64_v3").chosen == "plugged"
     toy("registered")
     assert registry.names()[-2:] == ["registered", "plugged"]
@@ -587,3 +635,95 @@ def test_a_backend_without_adapter_can_be_asked_about_but_not_used() -> None:
     assert reasons["unwritten"] == ("adapter is not written yet (unwritten: it can be asked about, not used)",)
     with pytest.raises(NoBackendError, match="adapter is not written yet"):
         hal.get_attention_impl(TOYS_ONLY, "cpu", "unwritten")
+
+
+# --- what must not be dropped, and what a pair needs ---
+
+def test_choices_per_kind_are_never_dropped() -> None:
+    kinds = {"full": AttentionConfig(dtype="float32"), "sliding": AttentionConfig(dtype="float32", sliding_window=8)}
+    with pytest.raises(ValueError, match="choices names the kind 'slidng', which is not there .kinds: full, sliding."):
+        hal.get_attention_impls(kinds, "cpu", choices={"slidng": "torch"})
+    impls = hal.get_attention_impls(kinds, "cpu", choices={"sliding": "torch"})
+    assert {name: impl.decode.backend for name, impl in impls.items()} == {"full": "torch", "sliding": "torch"}
+    assert hal.get_attention_impls(kinds, "cpu", backend="torch")["full"].prefill.backend == "torch"
+    with pytest.raises(NoBackendError):
+        hal.get_attention_impls(kinds, "cpu", prefill_backend="flash_attn_2")
+    with pytest.raises(ValueError, match="attention backend '' is not known"):
+        hal.get_attention_impl(device="cpu", prefill_backend="")
+
+
+@pytest.mark.parametrize("configs", [[], {}, AttentionConfig(), "full", [AttentionConfig()], {"full": {}}, 0,
+                                     [LayerKind("a", (), AttentionConfig()), LayerKind("a", (), AttentionConfig())]])
+def test_what_is_no_list_of_kinds_is_refused(configs: Any) -> None:
+    with pytest.raises(ValueError, match="^configs (is|has|holds) "):
+        hal.get_attention_impls(configs, "cpu")
+    with pytest.raises(ValueError, match="^configs (is|has|holds) "):
+        hal.explain_kinds(configs, "cpu:x86_64_v3")
+
+
+@pytest.mark.parametrize("config", [{}, 0, {"head_dim": 64}])
+def test_what_is_no_config_is_refused(config: Any) -> None:
+    with pytest.raises(ValueError, match="^configs holds "):
+        hal.get_attention_impl(config)
+    with pytest.raises(ValueError, match="^configs holds "):
+        hal.explain(config, "cpu:x86_64_v3")
+
+
+def test_a_decode_backend_that_no_prefill_goes_with_says_so() -> None:
+    toy("lonely", phases=("decode",), kv_layout="its own")
+    toy("other")
+    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3")
+    assert decision.chosen == "other"
+    reasons = {c.backend: c.reasons for c in decision.candidates}["lonely"]
+    assert len(reasons) == 1
+    assert reasons[0].startswith("kv_layout its own with q bfloat16 is read by no accepted prefill backend (other: ")
+    assert "not lonely: kv_layout its own" in decision.summary()
+
+
+def test_a_pair_makes_queries_one_dtype() -> None:
+    """flash_attn_3 wants fp8 queries with an fp8 cache, torch bfloat16 ones: one q can't be both."""
+    decision = hal.explain(AttentionConfig(kv_cache_dtype="fp8"), "cuda:sm90", prefill_backend="flash_attn_3",
+                           decode_backend="torch")
+    assert decision.prefill.chosen is None
+    assert "q_dtype fp8_e4m3 is not the decode backend's (torch: bfloat16)" in decision.prefill.candidates[0].reasons
+
+
+def test_page_sizes_that_only_a_common_multiple_serves() -> None:
+    toy("of_64", phases=("decode",), page_sizes=PageSizes(64, step=64))
+    toy("of_48", phases=("prefill",), page_sizes=PageSizes(48, step=48))
+    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3")
+    assert (decision.prefill.chosen, decision.decode.chosen, decision.page_size) == ("of_48", "of_64", 192)
+
+
+def test_a_cache_is_one_that_both_backends_read() -> None:
+    toy("wide", phases=("prefill",), page_sizes=PageSizes(256, step=256), graph_level="never",
+        dtypes=("float32",), bind=classmethod(lambda cls, *a: registry.get("torch").bind(*a)))
+    attn = hal.get_attention_impl(AttentionConfig(dtype="float32"), "cpu", prefill_backend="wide",
+                                  decode_backend="torch")
+    assert attn.decision.page_size == 256
+    assert attn.new_kv_cache(1)[0].shape[1] == 256
+    for size in (16, True):
+        with pytest.raises(ValueError, match=f"page_size {size} is not supported .(wide|torch): "):
+            attn.new_kv_cache(1, size)
+
+
+def test_torch_missing_or_too_old_is_everybodys_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hal.host import TorchBuild
+
+    for build, reason in ((TorchBuild("2.5.1", None, None), "torch 2.5.1 is too old (every backend needs torch 2.6"),
+                          (TorchBuild("", None, None, "torch is not installed"), "torch is not installed: install")):
+        monkeypatch.setattr(Host, "torch_build", lambda self, build=build: build)
+        decision = hal.explain(AttentionConfig(), "cpu")
+        assert decision.chosen is None
+        assert all(any(r.startswith(reason) for r in c.reasons) for c in decision.candidates)
+        assert hal.explain(AttentionConfig(), "cpu:x86_64_v3").complete  # not about this machine
+
+
+def test_an_arch_that_is_here_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = hal.detect("cpu")
+    monkeypatch.setenv("HAL_DEVICE", str(here))
+    assert hal.explain().packages == "installed"
+    monkeypatch.setenv("HAL_DEVICE", "cuda:sm90")
+    assert hal.explain().packages == "assumed"
+    with pytest.raises(ValueError, match="device is the Platform cuda with neither an arch nor a name"):
+        hal.explain(device=hal.Platform.parse("cuda"))

@@ -20,7 +20,9 @@ EPILOG = """examples:
   hal explain --device musa:mp31 --config '{"head_dim": 80, "sliding_window": 4096}'
   hal explain --device cuda:sm90 --config @layer.json --packages flash-attn
   hal explain --device npu:ascend910b --attention-backend ascend --kv-cache-dtype fp8_e4m3 --json
+  hal explain --device cuda:sm90 --page-size 1 --all    every backend with every reason
 
+A hint is a change that alone would get a better-ranked backend: selection was asked again with it.
 exit code: 0, or 1 where some phase of some kind of layer has no backend
 """
 
@@ -35,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--packages", metavar="installed|assumed|A,B", action=Once,
                         help="vendor packages to count on (default: installed for a device of this machine, "
                              "assumed where DEVICE names an arch)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--all", action="store_true",
+                        help="every backend with every reason, also those of other platforms")
+    parser.add_argument("--json", action="store_true", help="print JSON, which always has everything")
     add_cli_args(parser)
 
 
@@ -53,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         print(table(("platform", "packages", "page_size"), [(str(first.platform), first.packages,
                                                              str(first.page_size))]))
         for kind in kinds:
-            print(f"\n{_header(kind)}\n{decisions[kind.kind]}")
+            print(f"\n{_header(kind)}\n{decisions[kind.kind].text(args.all)}")
     return 0 if all(decision.complete for decision in decisions.values()) else 1
 
 
