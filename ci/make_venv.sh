@@ -23,6 +23,11 @@ esac
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     refuse "$python cannot make virtual environments (on Debian: apt install python3-venv)."
 
+# A venv made from a venv sees the site-packages of neither but of the interpreter below both.
+if [ "$torch" = none ] && "$python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)'; then
+    site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') || refuse "$python does not run."
+fi
+
 options=(--clear)
 [ "$torch" = none ] && options+=(--system-site-packages)
 if [ -e .venv ] && [ ! -e .venv/made-with ]; then
@@ -33,4 +38,8 @@ fi
     rm -rf .venv
     refuse "$python -m venv .venv failed."
 }
+if [ -n "${site:-}" ]; then
+    own=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    echo "$site" >"$own/_of_python.pth" # after .venv's own packages, so those win
+fi
 echo "$python $torch" >.venv/made-with

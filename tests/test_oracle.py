@@ -1,4 +1,4 @@
-"""The oracle against hand-computed cases and independent identities (oracle_checks.py)."""
+"""The oracle against hand-computed cases, identities and the brute-force reference (oracle_checks.py)."""
 
 from __future__ import annotations
 

@@ -501,3 +501,11 @@ def test_other_versions_are_refused(version: str, monkeypatch: pytest.MonkeyPatc
         hosted.register()
     monkeypatch.setattr("transformers.__version__", "5.23.4")
     hosted.version_check()
+
+
+def test_sparse_layers_are_refused_before_anything_runs() -> None:
+    sparse = {"model_type": "deepseek_v32", "num_attention_heads": 4, "num_hidden_layers": 2, "kv_lora_rank": 32,
+              "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "index_topk": 8, "index_n_heads": 2,
+              "index_head_dim": 16, "num_key_value_heads": 4, "hidden_size": 64}
+    with pytest.raises(ValueError, match="are sparse, which attn_implementation 'hal' does not offer"):
+        hosted.layer_kinds(sparse)

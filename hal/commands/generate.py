@@ -35,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to say to the model")
     parser.add_argument("--model", metavar="DIR", action=Once,
                         help=f"folder of a transformers model (default: {default_model.NAME})")
-    parser.add_argument("--max-new-tokens", metavar="N", type=_tokens, default=64,
+    parser.add_argument("--max-new-tokens", metavar="N", type=_tokens, default=64, action=Once,
                         help="most tokens to generate (default: 64)")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto",
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", action=Once,
                         help="dtype of weights and attention (default: auto, the model's)")
-    parser.add_argument("--temperature", metavar="T", type=_temperature, default=0.0,
+    parser.add_argument("--temperature", metavar="T", type=_temperature, default=0.0, action=Once,
                         help="0: always the likeliest token; else sample (default: 0)")
-    parser.add_argument("--seed", metavar="N", type=int, help="makes sampling repeatable")
+    parser.add_argument("--seed", metavar="N", type=_seed, action=Once, help="makes sampling repeatable")
     parser.add_argument("--no-chat", action="store_true", help="give the model the prompt as it is")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     add_cli_args(parser)
@@ -229,11 +229,18 @@ def _tokens(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**63 - 1, got {text!r}")
+    return int(text)
+
+
 def _temperature(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number >= 0, got {text!r}")
+    # Logits divided by less than this overflow: 0 is what is meant.
+    if not (value == 0 or 1e-3 <= value < math.inf):
+        raise argparse.ArgumentTypeError(f"must be 0, or a number >= 0.001, got {text!r}")
     return value

@@ -82,13 +82,17 @@ def layer_kinds(model: Any) -> list[LayerKind]:
     """What transformers will ask HAL for: AttentionConfig.from_model's kinds, with MLA expanded.
 
     transformers caches MLA's latent, and expands K and V for every head before attention: heads are
-    qk_nope_head_dim + qk_rope_head_dim wide, and there is one KV head per query head. Raises as from_model.
+    qk_nope_head_dim + qk_rope_head_dim wide, and there is one KV head per query head. Raises as from_model, and
+    ValueError for sparse layers.
     """
     return [_expanded(kind) for kind in kinds_from_model(model)]
 
 
 def _expanded(kind: LayerKind) -> LayerKind:
     config, mla = kind.config, kind.config.mla
+    if config.sparse:
+        raise ValueError(f"layers of kind {kind.kind} are sparse, which attn_implementation 'hal' does not offer "
+                         "(supported: dense attention)")
     if mla is None or isinstance(mla, bool):
         return kind
     return LayerKind(kind.kind, kind.layers, AttentionConfig(
