@@ -168,11 +168,13 @@ def _settings(args: argparse.Namespace) -> Iterator[tuple[str, str, Any, str]]:
             path, equals, value = text.partition("=")
             if not equals:
                 raise ValueError(f"{said!r} is neither a JSON object nor KEY=VALUE (keys: {', '.join(KEYS)})")
-            kind, _, key = path.strip().removeprefix("kinds.").rpartition(".")
+            kind, dot, key = path.strip().removeprefix("kinds.").rpartition(".")
+            if not kind and (dot or path.strip().startswith("kinds.")):
+                raise ValueError(f"{said!r} names no kind of layer before {key!r} (expected KIND.KEY=VALUE)")
             yield kind, key, value.strip(), said
             continue
         try:
-            settings = json.loads(text, object_pairs_hook=_object)
+            settings = json.loads(text, object_pairs_hook=json_object)
         except json.JSONDecodeError as error:
             raise ValueError(f"{said!r} is not valid JSON: {error}") from None
         except ValueError as error:
@@ -183,7 +185,7 @@ def _settings(args: argparse.Namespace) -> Iterator[tuple[str, str, Any, str]]:
                 yield kind, key, value, said
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object in which no key stands twice; json keeps the last one silently."""
     keys = [key for key, _ in pairs]
     twice = next((key for key in keys if keys.count(key) > 1), None)

@@ -903,3 +903,52 @@ def test_args_of_another_parser() -> None:
 
 def test_there_are_enough_bad_ones() -> None:
     assert len(BAD_COMMANDS) + len(BAD_ARGUMENTS) >= 30
+
+
+# ---- two spellings of one thing, and what is not said -----------------------------------------------------------
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--config", '{"page_size": 16}', "--page-size", "256"], "page_size stands in --config and in --page-size"),
+    (["--config", '{"kv_cache_dtype": "auto"}', "--kv-cache-dtype", "fp8_e4m3"],
+     "kv_cache_dtype stands in --config and in --kv-cache-dtype"),
+    (["--config", '{"head_dim": 64, "head_dim": 128}'], "'head_dim' stands twice in one JSON object"),
+    (["--attention-config", "kinds.backend=torch"], "names no kind of layer before 'backend'"),
+    (["--attention-config", ".backend=torch"], "names no kind of layer before 'backend'"),
+    (["--packages", "flash-atn"], "packages has 'flash-atn', which no backend uses"),
+    (["--packages", "installed,triton"], "packages has 'installed', which no backend uses"),
+])
+def test_two_spellings_and_unknown_names(arguments: list[str], message: str,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "--device", "cuda:sm90", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_defaults_of_a_server_are_no_spelling(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    hal.add_cli_args(parser)
+    parser.set_defaults(device="auto")
+    assert hal.from_cli_args(parser.parse_args(["--device", "cpu"])).device == "cpu"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--device", "cpu", "--device", "cuda"])
+    assert "given twice, as 'cpu' and 'cuda'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("environ", "message"), [
+    ({"HAL_CHECK": "2"}, "hal: error: HAL_CHECK='2' is not valid: expected 0 or 1"),
+    ({"HAL_PROBE_TIMEOUT": "x"}, "hal: error: HAL_PROBE_TIMEOUT='x' is not valid: expected a number of seconds"),
+    ({"HAL_DEVCE": "cpu"}, "environment variable HAL_DEVCE is not read by HAL"),
+])
+def test_variables_are_checked_by_every_command(environ: dict[str, str], message: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "hal", "backends", "--platform", "cpu"], text=True,
+                          capture_output=True, env={**os.environ, **environ}, check=False)
+    assert message in done.stderr
+    assert done.returncode == (0 if "DEVCE" in message else 2)
+
+
+def test_output_that_can_not_be_written() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "hal", "devices"], stdout=full, stderr=subprocess.PIPE, text=True,
+                              check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("hal: error: [Errno 28]")
+    assert len(done.stderr.splitlines()) == 1

@@ -145,3 +145,12 @@ def test_selection_page_names_every_setting_and_variable() -> None:
     assert f"At most {('zero', 'one', 'two', 'three', 'four', 'five', 'six')[hints.MOST]}" in section
     named = set(re.findall(r"`(HAL_\w+)`", SELECTION))
     assert {"HAL_DEVICE", "HAL_ATTENTION_BACKEND", "HAL_PLUGINS"} <= named <= set(env.VARIABLES)
+
+
+def test_readme_says_which_backends_have_an_adapter_and_their_level() -> None:
+    """README's table under "Where it stands", against the declarations."""
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \| (yes|not yet) \| (.*?) \|$", text[text.index("## Where it stands"):], re.M)
+    written = {name for names, adapter, _ in rows if adapter == "yes" for name in re.findall(r"`(\w+)`", names)}
+    assert written == {name for name in BACKENDS if registry.get(name).adapter}
+    assert not any(registry.get(name).levels for name in BACKENDS), "a level was reached: say so in README"

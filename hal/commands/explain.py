@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hal.cli_args import Once, add_cli_args, from_cli_args
+from hal.cli_args import Once, add_cli_args, from_cli_args, json_object
 from hal.config import AttentionConfig, LayerKind
 from hal.decision import Decision
 from hal.text import table
@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         rows = [{"kind": kind.kind, "layers": list(kind.layers), **_of_kind(decisions[kind.kind])}
                 for kind in kinds]
-        print(json.dumps({"platform": first.platform.to_dict(), "page_size": first.page_size,
+        size = next((d.page_size for d in decisions.values() if d.page_size is not None), None)
+        print(json.dumps({"platform": first.platform.to_dict(), "page_size": size,
                           "packages": first.packages, "kinds": rows}, indent=2))
     else:
         print(table(("platform", "packages", "page_size"), [(str(first.platform), first.packages,
@@ -81,7 +82,11 @@ def _kinds(args: argparse.Namespace) -> list[LayerKind]:
         if ranks is not None:
             raise ValueError(f"--tensor-parallel-size {ranks} divides the heads of --model, which is not "
                              "given; the head counts of --config are per rank already")
-        return [LayerKind("all", (), AttentionConfig.from_dict(_fields(args.config or "{}")))]
+        fields = _fields(args.config or "{}")
+        for key, flag in (("page_size", "--page-size"), ("kv_cache_dtype", "--kv-cache-dtype")):
+            if key in fields and getattr(args, key) is not None:
+                raise ValueError(f"{key} stands in --config and in {flag}: give one of them")
+        return [LayerKind("all", (), AttentionConfig.from_dict(fields))]
     if ranks is not None and not (ranks.isdecimal() and int(ranks) >= 1):
         raise ValueError(f"--tensor-parallel-size must be a whole number >= 1, got {ranks!r}")
     if not Path(args.model).is_dir():
@@ -97,9 +102,11 @@ def _fields(text: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{said}: can't be read: {error}") from None
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, object_pairs_hook=json_object)
     except json.JSONDecodeError as error:
         raise ValueError(f"{said} is not valid JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{said}: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{said}: expected a JSON object of AttentionConfig's fields, "
                          f"got {json.dumps(fields)}")
