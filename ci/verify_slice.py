@@ -217,7 +217,7 @@ def grid(device: str, seed: int) -> dict[str, Any]:
                 }
                 for name in candidates["decode"]:
                     backend = registry.get(name)
-                    if device.partition(":")[0] not in backend.platforms:
+                    if device.partition(":")[0] not in backend.platforms or not backend.adapter:
                         continue
                     for phase, lengths in (("prefill", PREFILL), ("extend", EXTEND), ("decode", DECODE)):
                         label = f"{phase} {dtype} {heads}/{kv_heads}x{head_dim} {feature}"
