@@ -53,6 +53,7 @@ class FlashInfer(AttentionBackend):
 
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
+        # Prefill over a shard needs plan()'s custom_mask (as vLLM's DCP builds it): the adapter's business.
         reasons = sm75_reasons(cls.name, config, platform) + single_token_shard_reasons(cls.name, config, phase)
         if config.sliding_window is not None and not config.causal:
             reasons.append(f"sliding_window {config.sliding_window} with non_causal is not supported (flashinfer: "
@@ -90,6 +91,10 @@ class FlashInferMLA(AttentionBackend):
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
         reasons = single_token_shard_reasons(cls.name, config, phase)
+        if phase == "prefill" and config.context_parallel_size > 1:
+            # Absorbed prefill reads the shard with many causal tokens; the MLA wrapper takes no custom mask either.
+            reasons.append(f"context_parallel {config.context_parallel_size} in prefill is not supported "
+                           "(flashinfer_mla: decode with one token a sequence)")
         if config.stored_dtype == "fp8_e4m3" and platform.arch != "sm90":
             reasons.append(f"kv_cache_dtype fp8_e4m3 on {platform.arch} is not supported (flashinfer_mla: sm90)")
         if config.stored_dtype == "fp8_e4m3" and config.dtype != "bfloat16":

@@ -30,8 +30,15 @@ def sm75_reasons(name: str, config: AttentionConfig, platform: Platform) -> list
 
 
 def single_token_shard_reasons(name: str, config: AttentionConfig, phase: str) -> list[str]:
-    """Several causal query tokens over a shard of the cache, where the kernel has no argument for global lengths."""
+    """What a shard of the cache makes wrong where the kernel has no argument for global lengths.
+
+    Rank r holds tokens r, r + n, ...: neither the causal edge of several queries nor a window is where the shard's
+    own length puts it.
+    """
     most, size = config.max_decode_query_len, config.context_parallel_size
+    if size > 1 and config.sliding_window is not None:
+        return [f"sliding_window {config.sliding_window} with context_parallel {size} is not supported ({name}: no "
+                "window, it has no argument for the global lengths)"]
     if phase == "decode" and size > 1 and most > 1:
         return [f"max_decode_query_len {most} with context_parallel {size} is not supported ({name}: 1, it has no "
                 "argument for the global lengths)"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hal.platform import Platform
 
 _SM120 = ("sm120", "sm121")
+_SM120_HEADS = (8, 16, 32, 64, 128)
 
 
 class TrtllmMHA(AttentionBackend):
@@ -93,6 +94,12 @@ class TrtllmMLA(AttentionBackend):
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
         reasons = sinks_lse_reasons(cls.name, config)
+        # Context parallelism and head counts between 64 and 128 go to CuTe DSL's kernel, which is 512 + 64 alone.
+        cute = config.context_parallel_size > 1 or 64 < config.num_heads < 128
+        if cute and (config.head_dim, config.v_dim) != (576, 512):
+            reasons.append(f"head_dim {config.head_dim} with num_heads {config.num_heads} and context_parallel "
+                           f"{config.context_parallel_size} is not supported (trtllm_mla: 576, or one rank and up to "
+                           "64 heads or from 128)")
         if config.sinks and config.context_parallel_size > 1:
             reasons.append(f"sinks with context_parallel {config.context_parallel_size} is not supported (trtllm_mla: "
                            "one of the two)")
@@ -142,6 +149,12 @@ class FlashInferMLASparse(AttentionBackend):
                                "fp8_ds_mla)")
             if config.dtype != "bfloat16":
                 reasons.append(f"dtype {config.dtype} on {arch} is not supported (flashinfer_mla_sparse: bfloat16)")
+            # _sparse_mla_sm120.py: one page size, and head counts that have a decode kernel.
+            if config.page_size not in (None, 64):
+                reasons.append(f"page_size {config.page_size} on {arch} is not supported (flashinfer_mla_sparse: 64)")
+            if config.num_heads not in _SM120_HEADS:
+                reasons.append(f"num_heads {config.num_heads} on {arch} is not supported (flashinfer_mla_sparse: "
+                               f"{', '.join(map(str, _SM120_HEADS))})")
             if config.context_parallel_size > 1:
                 reasons.append(f"context_parallel {config.context_parallel_size} on {arch} is not supported "
                                f"(flashinfer_mla_sparse: {', '.join(SM100)})")

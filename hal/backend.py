@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hal.capabilities import FEATURES, LEVELS, HeadDims, PageSizes
@@ -19,6 +20,12 @@ class Bound:
 
     flash_attn_with_kvcache: Callable[..., Any]
     flash_attn_varlen_func: Callable[..., Any]
+
+
+@lru_cache(maxsize=256)
+def _sized(config: AttentionConfig, size: int | None) -> AttentionConfig:
+    """The config with the page size that is decided on, for rules that combine it with other fields."""
+    return config if size == config.page_size else config.replace(page_size=size)
 
 
 class AttentionBackend:
@@ -140,16 +147,20 @@ class AttentionBackend:
                 has = ", ".join(f for f in FEATURES if f in cls.features) or "none of the optional features"
                 why = f"none, {cls.refusals[feature]}" if feature in cls.refusals else has
                 reasons.append(f"{feature}{'' if value is True else f' {value}'} is not supported ({name}: {why})")
+        most = cls.max_decode_query_len
         if config.graph and cls.graph_level == "never":
             reasons.append(f"graph is not supported ({name}: graph level never)")
+        several = phase == "decode" and config.max_decode_query_len > 1
+        if config.graph and several and cls.graph_level == "single-token decode":
+            reasons.append(f"graph with max_decode_query_len {config.max_decode_query_len} is not supported "
+                           f"({name}: graph level single-token decode)")
         if config.attention_type not in cls.attention_types:
             reasons.append(f"attention_type {config.attention_type} is not supported "
                            f"({name}: {', '.join(cls.attention_types)})")
-        most = cls.max_decode_query_len
         if phase == "decode" and most is not None and config.max_decode_query_len > most:
             reasons.append(f"max_decode_query_len {config.max_decode_query_len} is not supported "
                            f"({name}: up to {most})")
-        reasons += cls.extra_reasons(config, platform, phase)
+        reasons += cls.extra_reasons(_sized(config, size), platform, phase)
         if cls.packages and cls.package_for(packages, config) is None:
             for package in cls.packages:
                 missing = packages.missing(package)
@@ -185,7 +196,10 @@ class AttentionBackend:
 
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
-        """Rules that no single attribute can state (combinations). Reasons carry both sides."""
+        """Rules that no single attribute can state (combinations). Reasons carry both sides.
+
+        config.page_size is the size that is decided on, None where none is yet.
+        """
         return []
 
     @classmethod

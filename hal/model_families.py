@@ -54,6 +54,10 @@ def _mscale(source: Source) -> float:
     rope = source.values[given[0]] if given else {}
     if not isinstance(rope, Mapping):
         raise ValueError(f"model {source.name}: {given[0]} must be an object, got {rope!r}")
+    nested = [key for key, value in rope.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ValueError(f"model {source.name}: {given[0]} has one object per kind of layer ({', '.join(nested)}), "
+                         "which is not handled for MLA (handled: one for all)")
     if rope.get("rope_type", rope.get("type", "default")) == "default" or not rope.get("mscale_all_dim"):
         return 1.0
     yarn = Source(f"{source.name}, {given[0]}", rope)

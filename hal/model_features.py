@@ -12,6 +12,7 @@ from typing import Any
 
 # Keys with these words in them, and these keys, are about attention until shown otherwise.
 SUSPECT = re.compile(r"alibi|sliding|window|chunk|sink|softcap|bidirection|causal|attn|attention|mamba|ssm_|swa_"
+                     r"|block_sparse|sparse_config|prefix_lm"
                      r"|recurrent|softmax|layer_types|layers_block_type")
 SUSPECT_KEYS = (
     "kv_lora_rank", "index_topk", "hybrid_override_pattern", "num_kv_shared_layers", "linear_num_key_heads",

@@ -293,6 +293,11 @@ CUDA_MLA = [
     Row("sm120 mla fp32", "cuda:sm120", {**MLA, **FP32}, None, D, "torch", ("triton_mla", "dtype float32"), f"{V} TRITON_MLA fp16, bf16"),
     Row("sm90 mla fp32", "cuda:sm90", {**MLA, **FP32}, None, D, "torch", ("flash_attn_mla", "dtype float32"), f"{VD} FLASH_ATTN_MLA fp16, bf16"),
     Row("sm120 mla page 1", "cuda:sm120", {**MLA, **page(1)}, None, D, "triton_mla", None, f"{S2}: SM120 MLA triton with page_size default 1 (vLLM: %16)"),
+    Row("sm90 cp window", "cuda:sm90", {"context_parallel_size": 2, "sliding_window": 128, "return_softmax_lse": True}, None, D, None, ("flashinfer", "sliding_window 128 with context_parallel 2"), "FlashInfer fb28d724: plan() has window_left and no global lengths; vLLM PR #47181 replicates windowed layers", "flashinfer"),
+    Row("sm80 mla dcp prefill", "cuda:sm80", {**MLA, "context_parallel_size": 2}, None, P, None, ("flashinfer_mla", "context_parallel 2 in prefill"), "vLLM PR #47181: causal offsets are incorrect under DCP with several tokens; flashinfer/mla/_core.py has no custom mask", "flashinfer_mla"),
+    Row("sm80 graph verify", "cuda:sm80", {"graph": True, "max_decode_query_len": 4}, None, D, None, ("flashinfer", "graph with max_decode_query_len 4"), f"{V} FLASHINFER cudagraph single-token decode", "flashinfer"),
+    Row("sm120 dsa page 32", "cuda:sm120", {**DSA, "kv_cache_dtype": "fp8_ds_mla", "page_size": 32}, None, D, None, ("flashinfer_mla_sparse", "page_size 32 on sm120"), "FlashInfer _sparse_mla_sm120.py: page block size 64", "flashinfer_mla_sparse"),
+    Row("sm120 dsa heads 12", "cuda:sm120", {**DSA, "kv_cache_dtype": "fp8_ds_mla", "num_heads": 12}, None, D, None, ("flashinfer_mla_sparse", "num_heads 12 on sm120"), "FlashInfer _sparse_mla_sm120.py: heads 8, 16, 32, 64, 128", "flashinfer_mla_sparse"),
     Row("sm90 mla dcp", "cuda:sm90", {**MLA, "context_parallel_size": 4}, None, D, "flash_attn_mla", None, f"{F}: flash_attn_mla DCP"),
     Row("sm90 mla dcp flashmla", "cuda:sm90", {**MLA, "context_parallel_size": 4}, f"{FMLA},{TRI},{FA2}", D, "flashmla", None, f"{F}: flashmla DCP"),
     Row("sm120 mla dcp", "cuda:sm120", {**MLA, "context_parallel_size": 4}, None, D, "triton_mla", None, f"{F}: triton_mla DCP"),
@@ -791,8 +796,6 @@ VLLM_NAMES = (
     "CPU_MLA", "AMX_MLA", "TURBOQUANT", "ROCM_OCTAVE", "ULTRAQUANT", "TORCH_SDPA", "CUSTOM",
 )
 
-# Mutations that change no answer -> why. Keys as the test names them.
-# A name that ends in * stands for all that begin so.
 # Rows that HAL does not fulfil, and why. The source states what the vendor's kernel can do; where HAL's adapter
 # does not pass it on yet, the declaration says so, and the row waits here. A row that turns green must leave.
 NOT_YET: dict[str, str] = {
@@ -811,6 +814,8 @@ NOT_YET: dict[str, str] = {
     "sm100 encoder": "a priority knows arch, mla and phase, not that attention is non-causal",
 }
 
+# Mutations that change no answer -> why. Keys as the test names them; a name that ends in * stands for all that
+# begin so.
 EQUIVALENT: dict[str, str] = {
     "flash_attn_3: head_dim_pairs any": "unequal head dims follow a rule of its own (_head_reasons)",
     "flash_attn_diffkv: head_dim_pairs any": "unequal head dims follow a rule of its own (_head_reasons)",

@@ -727,3 +727,22 @@ def test_an_arch_that_is_here_is_this_machine(monkeypatch: pytest.MonkeyPatch) -
     assert hal.explain().packages == "assumed"
     with pytest.raises(ValueError, match="device is the Platform cuda with neither an arch nor a name"):
         hal.explain(device=hal.Platform.parse("cuda"))
+
+
+def test_rules_of_combinations_see_the_page_size_that_is_decided_on() -> None:
+    """aiter_unified's kernel asserts at pages of 48, also where another kind of layer asked for them."""
+    kinds = {"a": AttentionConfig(page_size=48, sinks=True), "b": AttentionConfig(sinks=True)}
+    decisions = hal.explain_kinds(kinds, "rocm:gfx942")
+    assert decisions["b"].page_size == 48
+    for name in kinds:
+        reasons = {c.backend: c.reasons for c in decisions[name].candidates}["aiter_unified"]
+        assert any(reason.startswith("page_size 48 is not supported (aiter_unified: ") for reason in reasons)
+
+
+def test_graph_level_and_query_tokens() -> None:
+    toy("one_token", graph_level="single-token decode", max_decode_query_len=None)
+    several = AttentionConfig(graph=True, max_decode_query_len=4)
+    candidate = hal.explain(several, "cpu:x86_64_v3", decode_backend="one_token").candidates[0]
+    assert candidate.reasons == ("graph with max_decode_query_len 4 is not supported (one_token: graph level "
+                                 "single-token decode)",)
+    assert hal.explain(AttentionConfig(graph=True), "cpu:x86_64_v3", decode_backend="one_token").chosen == "one_token"
