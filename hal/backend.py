@@ -80,6 +80,8 @@ class AttentionBackend:
     @classmethod
     def level(cls, platform: Platform) -> str:
         """Verification level on one platform; "declared" where nothing more was proven."""
+        if not cls.levels:
+            return LEVELS[0]
         return cls.levels.get(str(platform), cls.levels.get(platform.kind, LEVELS[0]))
 
     @classmethod

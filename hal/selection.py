@@ -172,20 +172,30 @@ def decide(question: Question) -> dict[str, Decision]:
     asked = {k.config.page_size for k in kinds if k.config.page_size is not None}
     if len(asked) > 1:
         raise ValueError(f"the kinds of layer of one model share one page size, got {sorted(asked)}")
-    sizes: list[int | None] = [*asked] or [*_preferred_sizes(question)] or [None]
-    plans = [{kind.kind: _decide_kind(question, kind, size) for kind in kinds} for size in sizes]
-    # min() keeps the first of equals, so the order of preference breaks ties.
-    return min(plans, key=lambda plan: sum(_cost(decision) for decision in plan.values()))
+    size: int | None = next(iter(asked), None)
+    if not asked:
+        sizes, refused = _preferred_sizes(question)
+        # min() keeps the first of equals, so the order of preference breaks ties.
+        size = min(sizes, default=None, key=lambda size: sum(
+            _cost(question, kind, size, refused) for kind in kinds)) if len(sizes) != 1 else sizes[0]
+    return {kind.kind: _decide_kind(question, kind, size) for kind in kinds}
 
 
-def _preferred_sizes(question: Question) -> list[int]:
+Refused = set[tuple[str, str, type[AttentionBackend]]]
+
+
+def _preferred_sizes(question: Question) -> tuple[list[int], Refused]:
+    """The sizes that backends prefer which accept some page size, and (kind, phase, backend) of those with none."""
     sizes: list[int] = []
+    refused: Refused = set()
     for kind in question.kinds:
         for phase in ("decode", "prefill"):
             for backend in question.candidates[kind.kind, phase]:
-                if not reasons_of(backend, kind.config, question, phase, None) and backend.reads(kind.config, phase):
+                if reasons_of(backend, kind.config, question, phase, None):
+                    refused.add((kind.kind, phase, backend))
+                elif backend.reads(kind.config, phase):
                     sizes.append(backend.page_sizes.preferred)
-    return list(dict.fromkeys([*sizes, math.lcm(*sizes)])) if sizes else []
+    return list(dict.fromkeys([*sizes, math.lcm(*sizes)])) if sizes else [], refused
 
 
 def reasons_of(backend: type[AttentionBackend], config: AttentionConfig, question: Question, phase: str,
@@ -202,9 +212,11 @@ def reasons_of(backend: type[AttentionBackend], config: AttentionConfig, questio
     return reasons + ([question.packages.torch] if question.packages.torch else [])
 
 
-def _cost(decision: Decision) -> int:
+def _cost(question: Question, kind: LayerKind, size: int | None, refused: Refused) -> int:
     """How far down their lists the chosen backends stand; a phase that nothing serves costs more than any rank."""
-    return sum(phase.rank(phase.chosen) if phase.chosen else 1000 for phase in (decision.prefill, decision.decode))
+    _, _, pair = _pair(question, kind, size, refused)
+    return sum(1000 if backend is None else question.candidates[kind.kind, phase].index(backend)
+               for phase, backend in zip(("decode", "prefill"), pair))
 
 
 def _candidates(platform: Platform, config: AttentionConfig, wanted: str, phase: str) -> list[type[AttentionBackend]]:
@@ -218,31 +230,43 @@ def _candidates(platform: Platform, config: AttentionConfig, wanted: str, phase:
     return [registry.get(name) for name in dict.fromkeys([*ranked, *registry.names()])]
 
 
-def _decide_kind(question: Question, kind: LayerKind, size: int | None) -> Decision:
-    config, platform, packages = kind.config, question.platform, question.packages
+Rows = list[tuple[type[AttentionBackend], list[str]]]
+Pair = tuple[type[AttentionBackend] | None, type[AttentionBackend] | None]
 
-    def look(phase: str) -> list[tuple[type[AttentionBackend], list[str]]]:
-        return [(b, reasons_of(b, config, question, phase, size)) for b in question.candidates[kind.kind, phase]]
+
+def _pair(question: Question, kind: LayerKind, size: int | None, refused: Refused) -> tuple[Rows, Rows, Pair]:
+    """Decode and prefill candidates with their reasons, and the (decode, prefill) pair that rule 4 gives.
+
+    refused: known to be so whatever the size; not asked again.
+    """
+    config = kind.config
+
+    def look(phase: str) -> Rows:
+        return [(b, ["refused"] if (kind.kind, phase, b) in refused else reasons_of(b, config, question, phase, size))
+                for b in question.candidates[kind.kind, phase]]
 
     decode, prefill = look("decode"), look("prefill")
-    pair: tuple[type[AttentionBackend] | None, type[AttentionBackend] | None] = (None, None)
-    fitting = [(d, p) for d, d_reasons in decode if not d_reasons
-               for p, p_reasons in prefill if not p_reasons and not _cache_mismatch(p, d, config)]
-    if fitting:
-        pair = fitting[0]
-    else:
-        first = next((b for b, reasons in decode if not reasons), None)
-        pair = (first, next((b for b, reasons in prefill if not reasons), None) if first is None else None)
-    chosen_decode, chosen_prefill = pair
-    if fitting and chosen_decode is not None:
+    serving = [b for b, reasons in prefill if not reasons]
+    # decode backend -> the first prefill backend that goes with it
+    partners = {b: next((p for p in serving if not _cache_mismatch(p, b, config)), None)
+                for b, reasons in decode if not reasons}
+    fits = [b for b, partner in partners.items() if partner is not None]
+    if fits:
         # Decode backends that were passed over because no prefill backend goes with them say so.
-        fits = {d for d, _ in fitting}
         decode = [(b, reasons or ([] if b in fits else _unpaired(b, prefill, config))) for b, reasons in decode]
+        return decode, prefill, (fits[0], partners[fits[0]])
+    first = next(iter(partners), None)
+    return decode, prefill, (first, next(iter(serving), None) if first is None else None)
+
+
+def _decide_kind(question: Question, kind: LayerKind, size: int | None) -> Decision:
+    config, platform, packages = kind.config, question.platform, question.packages
+    decode, prefill, pair = _pair(question, kind, size, set())
+    chosen_decode, chosen_prefill = pair
     if chosen_decode is not None:
         prefill = [(b, reasons + _cache_mismatch(b, chosen_decode, config)) for b, reasons in prefill]
 
-    def phase_decision(phase: str, rows: list[tuple[type[AttentionBackend], list[str]]],
-                       chosen: type[AttentionBackend] | None) -> PhaseDecision:
+    def phase_decision(phase: str, rows: Rows, chosen: type[AttentionBackend] | None) -> PhaseDecision:
         return PhaseDecision(phase, chosen.name if chosen else None,
                              chosen.target(phase, chosen.package_for(packages, config)) if chosen else None,
                              tuple(Candidate(b.name, tuple(reasons), b.level(platform),
