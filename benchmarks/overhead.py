@@ -47,6 +47,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
                      "attention_chunk": 64, "max_decode_query_len": 8},
     "page_size 7": {"page_size": 7, "dtype": "float32"},
 }
+# Kinds of layer that are decided together: the most that one model has (Whisper's three).
+JOINT: dict[str, dict[str, Any]] = {
+    "encoder": {"num_heads": 20, "num_kv_heads": 20, "head_dim": 64, "attention_type": "encoder", "causal": False},
+    "decoder": {"num_heads": 20, "num_kv_heads": 20, "head_dim": 64},
+    "cross": {"num_heads": 20, "num_kv_heads": 20, "head_dim": 64, "attention_type": "encoder_decoder",
+              "causal": False},
+}
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
@@ -62,17 +69,18 @@ def measure(rounds: int) -> dict[str, list[float]]:
 
 
 def measure_selection(rounds: int) -> dict[str, float]:
-    """"device, configuration" -> median time of one hal.explain in ms."""
+    """"device, configuration" -> median time of one decision in ms; three kinds of layer count as one."""
     sys.path.insert(0, str(ROOT))
     import hal
 
-    configs = {name: hal.AttentionConfig(**fields) for name, fields in CONFIGS.items()}
+    questions = {name: {"all": hal.AttentionConfig(**fields)} for name, fields in CONFIGS.items()}
+    questions["three kinds"] = {name: hal.AttentionConfig(**fields) for name, fields in JOINT.items()}
     times: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         for device in DEVICES:
-            for name, config in configs.items():
+            for name, kinds in questions.items():
                 started = time.perf_counter()
-                hal.explain(config, device)
+                hal.explain_kinds(kinds, device)
                 if number:
                     times.setdefault(f"{device}, {name}", []).append((time.perf_counter() - started) * 1000)
     return {question: statistics.median(values) for question, values in times.items()}

@@ -17,7 +17,7 @@ from hal.backend import AttentionBackend
 from hal.config import AttentionConfig, LayerKind
 from hal.decision import PHASES, Decision, Hint
 from hal.packages import Package, Packages
-from hal.selection import Question, decide, reasons_of
+from hal.rule import Question, decide, reasons_of
 
 MOST = 5  # hints of one decision; the best-ranked come first
 PACKAGE = "package"  # what Hint.setting says where the change is a package to install
