@@ -56,6 +56,7 @@ class Ascend(AttentionBackend):
     features = frozenset({"return_softmax_lse"})
     # TND: "decode Sq per request <= 16" (vllm-ascend).
     max_decode_query_len = 16
+    # SGLang captures it in NPUGraphs by updating the host lengths; HAL's adapter has no graph state yet.
     refusals = {
         "sliding_window": "vllm-ascend passes pre_tokens W and SGLang W - 1 to the same op: not certain which is right",
         "non_causal": "it gave uniform averages and no error: vllm-ascend#13699",

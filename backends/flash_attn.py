@@ -36,6 +36,10 @@ _FA2_PACKED = frozenset({"causal", "window_size", "softcap"})
 _FA2_PAGED = _FA2_PACKED | {"rotary_cos", "rotary_sin", "rotary_interleaved", "num_splits"}
 _FA2_UNPAGED = _FA2_PAGED | {"cache_batch_idx", "cache_leftpad"}
 _FA2_VARLEN = _FA2_PACKED | {"deterministic"}
+# What engines have around these kernels and HAL has not yet. Graphs too (vLLM: uniform batch): the adapters keep no
+# static buffers, so the graph level is "never".
+_NOT_YET = {"deterministic": "what is promised where the kernel splits the keys is not decided",
+            "context_parallel": "vLLM's build has the arguments, these packages have not"}
 
 
 class FlashAttention3(AttentionBackend):
@@ -43,12 +47,13 @@ class FlashAttention3(AttentionBackend):
 
     name = "flash_attn_3"
     packages = (UPSTREAM, SGLANG)
-    platforms = {"cuda": ("sm90",)}
+    platforms = {"cuda": ("sm90",)}  # SGLang's build also runs on sm80, where its default is flashinfer
     kv_cache_dtypes = ("fp8_e4m3",)
     head_dims = HeadDims(low=8, high=256, step=8)
     head_dim_pairs = None  # by the rule of _head_reasons
     page_sizes = PageSizes(64)  # any; MLA kernels of the same GPUs read 64: kinds of layer can share it
     features = frozenset({"sliding_window", "attention_chunk", "softcap", "sinks", "non_causal", "return_softmax_lse"})
+    refusals = _NOT_YET
     mla_prefill = ((192, 128), (256, 256), (128, 128))  # of those in _head_reasons, the ones that models have
     attention_types = ("decoder", "encoder", "encoder_only", "encoder_decoder")
     max_decode_query_len = None
@@ -182,8 +187,9 @@ class FlashAttention2(AttentionBackend):
                         minimum="2.6.0", wrong="flash_attn is here, but as flash-attn-4 without version 2"),)
     platforms = {"cuda": SM80_UP}
     head_dims = HeadDims(low=8, high=256, step=8)
-    page_sizes = PageSizes(256, step=256)
+    page_sizes = PageSizes(256, step=256)  # upstream's; vLLM's own build takes multiples of 16
     features = frozenset({"sliding_window", "softcap", "non_causal", "return_softmax_lse"})
+    refusals = _NOT_YET
     mla_prefill = ((128, 128), (256, 256))  # V as wide as K (CHECK_SHAPE); for 192/128 vLLM pads V and cuts
     attention_types = ("decoder", "encoder", "encoder_only", "encoder_decoder")
     max_decode_query_len = None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # What MATE calls by the same names and its kernel honours. Not here: descales (no fp8; the 16-bit kernel
 # ignores them), qv (another backend's), attention_chunk (needs MUSA SDK 5.1, which nothing here can ask for),
-# cp_tot_seqused_k (MATE's is cumulative, the contract's is not).
+# cp_tot_seqused_k (its docstring says cumulative, its code reads one a sequence: not settled).
 _KVCACHE = frozenset({"rotary_cos", "rotary_sin", "rotary_interleaved", "rotary_seqlens", "cache_seqlens",
                       "cache_batch_idx", "cache_leftpad", "page_table", "cu_seqlens_q", "max_seqlen_q",
                       "softcap", "scheduler_metadata", "num_splits", "pack_gqa", "sm_margin"})
@@ -44,7 +44,8 @@ class Mate(AttentionBackend):
     page_sizes = PageSizes(64)  # any size; 64 is the only one with the fast loads (fmha_fwd.py, force_lsu_kv)
     features = frozenset({"sliding_window", "softcap", "sinks", "non_causal", "return_softmax_lse"})
     max_decode_query_len = None
-    refusals = {"attention_chunk": "it needs MUSA SDK 5.1 or newer, and HAL does not read that version"}
+    refusals = {"attention_chunk": "it needs MUSA SDK 5.1 or newer, and HAL does not read that version",
+                "context_parallel": "the functions have its arguments, HAL's adapter does not pass them on yet"}
     targets = {"prefill": "{module}.flash_attn_varlen_func",
                          "decode": "{module}.flash_attn_with_kvcache"}
     sources = ("MooreThreads/mate 3f58cc3, mate/mha_interface.py", "mate/jit/attention/fmha/fmha_fwd.py",

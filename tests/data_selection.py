@@ -71,7 +71,9 @@ REASONS: list[tuple[str, str, dict[str, Any], str]] = [
      "return_softmax_lse with sinks is not supported (flash_attn_3: one of the two; whether the LSE of "
      "sglang-kernel holds the sink is not known)"),
     ("cuda:sm90", "flash_attn_3", {"tree_mask": True}, f"tree_mask is not supported {_DECLARED}"),
-    ("cuda:sm90", "flash_attn_3", {"context_parallel_size": 4}, f"context_parallel 4 is not supported {_DECLARED}"),
+    ("cuda:sm90", "flash_attn_3", {"context_parallel_size": 4},
+     "context_parallel 4 is not supported (flash_attn_3: none, vLLM's build has the arguments, these packages have "
+     "not)"),
     ("cuda:sm80", "flash_attn_2", {"page_size": 16},
      "page_size 16 is not supported (flash_attn_2: multiples of 256)"),
     ("cuda:sm80", "flash_attn_2", {"attention_chunk": 64},
