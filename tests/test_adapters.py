@@ -12,12 +12,11 @@ import types
 from typing import Any
 
 import pytest
+import torch
 from data_signatures import SCHEMAS, SIGNATURES
 
 from hal import AttentionConfig, Platform, contract, registry
 from hal.packages import Package
-
-torch = pytest.importorskip("torch")
 
 B, H, HKV, D, PAGES = 2, 4, 2, 128, 3
 INF = float("inf")

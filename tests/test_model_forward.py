@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from hal import AttentionConfig  # noqa: E402
-from hal.config import LayerKind  # noqa: E402
+from hal import AttentionConfig
+from hal.config import LayerKind
 
 NAME, TOKENS = "noting", 14
 SIZES = {"hidden_size": 64, "intermediate_size": 32, "moe_intermediate_size": 16, "num_attention_heads": 4,
