@@ -41,7 +41,7 @@ class Aiter(AttentionBackend):
     # vLLM 0.33 executed also has fp8 caches and graphs of uniform batches: not in HAL's adapter yet.
     refusals = {"sinks": "the assembly kernels that flash_attn_varlen_func picks for bfloat16 would ignore them"}
     targets = {"prefill": "{module}.flash_attn_varlen_func",
-                         "decode": "{module}.mha_batch_prefill_func"}
+               "decode": "{module}.mha_batch_prefill_func"}
     sources = ("ROCm/aiter e4048607a5, aiter/ops/mha.py", "op_tests/test_batch_prefill.py (sizes)",
                "csrc/py_itfs_ck/mha_varlen_fwd_kernels.cu and mha_batch_prefill_kernels.cu (checks, LSE)")
 

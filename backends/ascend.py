@@ -64,7 +64,7 @@ class Ascend(AttentionBackend):
         "sinks": "only npu_fused_infer_attention_score_v2 has them",
     }
     targets = {"prefill": "torch_npu.npu_fused_infer_attention_score",
-                         "decode": "torch_npu.npu_fused_infer_attention_score"}
+               "decode": "torch_npu.npu_fused_infer_attention_score"}
     sources = ("Ascend op-plugin, document of torch_npu.npu_fused_infer_attention_score",
                "torch_npu 2.13.0, op schemas", "CANN ops-transformer (head dims of TND: 64, 128, 192)")
 

@@ -47,7 +47,7 @@ class Mate(AttentionBackend):
     refusals = {"attention_chunk": "it needs MUSA SDK 5.1 or newer, and HAL does not read that version",
                 "context_parallel": "the functions have its arguments, HAL's adapter does not pass them on yet"}
     targets = {"prefill": "{module}.flash_attn_varlen_func",
-                         "decode": "{module}.flash_attn_with_kvcache"}
+               "decode": "{module}.flash_attn_with_kvcache"}
     sources = ("MooreThreads/mate 3f58cc3, mate/mha_interface.py", "mate/jit/attention/fmha/fmha_fwd.py",
                "docs/flash_attention.md (sinks on the local path, SDK for attention_chunk)")
 

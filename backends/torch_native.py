@@ -37,7 +37,7 @@ class TorchNative(AttentionBackend):
     max_decode_query_len = None
     nan_safe_tail = True
     targets = {"prefill": "hal.backends.torch_native.flash_attn_varlen_func",
-                         "decode": "hal.backends.torch_native.flash_attn_with_kvcache"}
+               "decode": "hal.backends.torch_native.flash_attn_with_kvcache"}
     sources = ("torch.nn.functional.scaled_dot_product_attention, torch 2.13",)
 
     @classmethod

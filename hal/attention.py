@@ -55,7 +55,11 @@ class AttentionImpl:
         self.prefill = self.decode if prefill is decode else _bind(prefill, decision, packages)
         self.flash_attn_with_kvcache = self.decode.flash_attn_with_kvcache
         self.flash_attn_varlen_func = self.prefill.flash_attn_varlen_func
-        self.write_kv_cache = decode.write_kv_cache(decision.config)
+        try:
+            self.write_kv_cache = decode.write_kv_cache(decision.config)
+        except Exception as error:
+            raise BindError(f"backend {decode.name} could not bind write_kv_cache on {decision.platform}: "
+                            f"{type(error).__name__}: {error}") from error
 
     def new_kv_cache(self, num_pages: int, page_size: int | None = None) -> tuple[Any, Any]:
         """Zero-filled (k_cache, v_cache), logically [num_pages, page_size, num_kv_heads, head_dim(_v)].

@@ -70,7 +70,7 @@ def _preferred_sizes(question: Question) -> tuple[list[int], Refused]:
 
 
 def reasons_of(backend: type[AttentionBackend], config: AttentionConfig, question: Question, phase: str,
-             size: int | None) -> list[str]:
+               size: int | None) -> list[str]:
     """A backend's reasons; what it raises instead is a reason too, and nobody else's problem."""
     try:
         reasons = backend.unsupported_reasons(config, question.platform, question.packages, phase, size)

@@ -168,3 +168,16 @@ def test_what_bind_does_is_checked(bind: Any, message: str) -> None:
         assert message in str(e.value)
     finally:
         registry.unregister_backend("mine")
+
+
+def test_a_cache_writer_that_can_not_be_made_is_named() -> None:
+    def broken(cls: Any, config: Any) -> Any:
+        raise ImportError("no vendor")
+
+    hal.register_backend("mine", backend(bind=classmethod(lambda cls, *a: Bound(print, print)),
+                                         write_kv_cache=classmethod(broken)))
+    try:
+        with pytest.raises(RuntimeError, match="^backend mine could not bind write_kv_cache on cpu:.*ImportError: no"):
+            hal.get_attention_impl(device="cpu", backend="mine")
+    finally:
+        registry.unregister_backend("mine")
