@@ -53,24 +53,22 @@ ALIASES = {
     # 3 on sm90, 2 below it; on sm100 version 4 comes before 2, as in platforms/cuda.py.
     "FLASH_ATTN": ("flash_attn_3", "flash_attn_4", "flash_attn_2", "mate"),
     # CUDA: vLLM's names, then SGLang's. A dense backend refuses MLA and an MLA one needs it, so a name that means
-    # both is one list. "flashmla" decodes only: give a prefill backend beside it.
+    # both is one list. What decodes only brings its own for prefill (`prefill_with` in its declaration).
     "fa4": ("flash_attn_4",),
     "FLASH_ATTN_DIFFKV": ("flash_attn_diffkv",),
     "FLASH_ATTN_MLA": ("flash_attn_mla",),
     "FLASHINFER": ("trtllm_mha", "flashinfer"),
-    "FLASHINFER_MLA": ("trtllm_mla", "flashinfer_mla", "trtllm_ragged"),
+    "FLASHINFER_MLA": ("trtllm_mla", "flashinfer_mla"),
     "FLASHINFER_MLA_SPARSE": ("flashinfer_mla_sparse",),
     "FLASHINFER_MLA_SPARSE_SM120": ("flashinfer_mla_sparse",),
     "FLASHMLA": ("flashmla", "mate_mla"),
     "FLASHMLA_SPARSE": ("flashmla_sparse",),
-    "CUTLASS_MLA": ("cutlass_mla", "trtllm_ragged"),
+    "CUTLASS_MLA": ("cutlass_mla",),
     "TRTLLM_RAGGED": ("trtllm_ragged",),
     "TRTLLM_MHA": ("trtllm_mha",),
-    "TRTLLM_MLA": ("trtllm_mla", "trtllm_ragged"),
+    "TRTLLM_MLA": ("trtllm_mla",),
     "DUAL_CHUNK_FLASH_ATTN": ("dual_chunk_flash_attn",),
     "flashinfer": ("flashinfer", "flashinfer_mla"),
-    "trtllm_mla": ("trtllm_mla", "trtllm_ragged"),
-    "cutlass_mla": ("cutlass_mla", "trtllm_ragged"),
     "dsa": ("flashmla_sparse", "flashinfer_mla_sparse"),
     "nsa": ("flashmla_sparse", "flashinfer_mla_sparse"),
     # Any GPU, and CPU

@@ -29,6 +29,10 @@ class Aiter(AttentionBackend):
     decode too: flash_attn_varlen_func reads only pages of multiples of 128 tokens, and the paged-decode
     kernels want a layout that no strides can express. Head dims and page sizes are those that aiter's own
     test of that function runs; vLLM's 64 and its pages of 32 are served by other kernels.
+
+    Its one fp8 is torch's float8_e4m3fnuz on gfx942 and float8_e4m3fn on gfx950 (aiter/utility/dtypes.py; vLLM,
+    platforms/rocm.py, fp8_dtype). HAL's "fp8_e4m3" is float8_e4m3fn, so an adapter for fp8 caches must allocate and
+    fill the other type on gfx942: the same bytes there mean half the value.
     """
 
     name = "aiter"

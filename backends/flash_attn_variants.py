@@ -111,16 +111,16 @@ class FlashAttentionMLA(AttentionBackend):
         return []
 
     @classmethod
-    def target(cls, phase: str, package: Package | None) -> str:
+    def target(cls, phase: str, package: Package | None, config: AttentionConfig) -> str:
         """vLLM's build has one function for both."""
-        return f"{VLLM.module}.flash_attn_varlen_func" if package is VLLM else super().target(phase, package)
+        return f"{VLLM.module}.flash_attn_varlen_func" if package is VLLM else super().target(phase, package, config)
 
 
 class DualChunkFlashAttention(AttentionBackend):
     """Qwen2.5-1M's dual-chunk attention: three FlashAttention calls (same, previous and far chunks), LSEs merged.
 
-    It computes another function of q and k than attention does, so no other configuration may get it; and no
-    field of AttentionConfig asks for it. SGLang 0.5.23 and vLLM 0.33 have both dropped theirs.
+    Always refused: it computes another function of q and k than attention does, so no other configuration may get
+    it, and no field of AttentionConfig asks for it. SGLang 0.5.23 and vLLM 0.33 have both dropped theirs.
     """
 
     name = "dual_chunk_flash_attn"
@@ -134,5 +134,5 @@ class DualChunkFlashAttention(AttentionBackend):
 
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
-        return ["dual_chunk_attention_config None is not supported (dual_chunk_flash_attn: only models that have one, "
-                "which AttentionConfig can't say)"]
+        return ["dual_chunk_attention_config None is not supported (dual_chunk_flash_attn: only models that have one; "
+                "always refused, for no field of AttentionConfig asks for it)"]

@@ -11,6 +11,7 @@ from hal.capabilities import HeadDims, PageSizes
 
 if TYPE_CHECKING:
     from hal.config import AttentionConfig
+    from hal.packages import Package
     from hal.platform import Platform
 
 
@@ -50,6 +51,13 @@ class FlashInfer(AttentionBackend):
     sources = ("flashinfer-python 0.7.2.post1, signatures", "FlashInfer fb28d724 (0.6.18), README (GPUs)",
                "tests/attention/test_batch_prefill_kernels.py, test_batch_decode_kernels.py (head dims, page sizes)",
                "vLLM 0.33, documentation of FLASHINFER", "SGLang 0.5.23, attention_registry.py and attention_hook.py")
+
+    @classmethod
+    def target(cls, phase: str, package: Package | None, config: AttentionConfig) -> str:
+        """Expanded MLA has a wrapper of its own: ragged keys and values, no cache."""
+        if cls._expands(config, phase):
+            return f"{FLASHINFER.module}.prefill.BatchPrefillWithRaggedKVCacheWrapper.run"
+        return super().target(phase, package, config)
 
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:

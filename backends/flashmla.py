@@ -34,6 +34,9 @@ class FlashMLA(AttentionBackend):
     packages = (UPSTREAM, VLLM)
     platforms = {"cuda": ("sm90",)}
     phases = ("decode",)
+    # vLLM 0.33 prefills with FlashAttention whatever decodes (mla/prefill/selector.py: the rest of its list is 10.x);
+    # SGLang's FlashMLABackend is a FlashInferMLAAttnBackend and leaves extend to it (flashmla_backend.py).
+    prefill_with = ("flash_attn_3", "flashinfer")
     # float16 is built too (sm90/decode/dense/instantiations/fp16.cu).
     kv_cache_dtypes = ("fp8_e4m3",)
     head_dim_pairs = ((576, 512),)
@@ -94,6 +97,11 @@ class FlashMLASparse(AttentionBackend):
                "vLLM 0.33, checks of FLASHMLA_SPARSE executed")
 
     @classmethod
+    def target(cls, phase: str, package: Package | None, config: AttentionConfig) -> str:
+        """The KV dtype decides, not the phase."""
+        return super().target("decode" if config.stored_dtype == "fp8_ds_mla" else "prefill", package, config)
+
+    @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
         if config.num_heads > _MOST_HEADS:
             return [f"num_heads {config.num_heads} is not supported (flashmla_sparse: up to {_MOST_HEADS})"]
@@ -111,6 +119,7 @@ class CutlassMLA(AttentionBackend):
     packages = (Package("vllm", "vllm._custom_ops", VLLM_INSTALL),)
     platforms = {"cuda": SM100}
     phases = ("decode",)
+    prefill_with = ("trtllm_ragged",)
     kv_cache_dtypes = ("fp8_e4m3",)
     head_dim_pairs = ((576, 512),)
     page_sizes = PageSizes(128, only=(128,))

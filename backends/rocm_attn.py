@@ -48,7 +48,8 @@ class RocmAttn(AttentionBackend):
     targets = {"prefill": "{module}.chunked_prefill_paged_decode", "decode": "{module}.chunked_prefill_paged_decode"}
     sources = ("vLLM 0.33 executed: ROCM_ATTN (sizes, dtypes, types, graph)",
                "vLLM main of autumn 2026, v1/attention/backends/rocm_attn.py (softcap, layout) and platforms/rocm.py",
-               "csrc/rocm/attention.cu (page sizes, fp8)")
+               "csrc/rocm/attention.cu (page sizes, fp8)",
+               "v1/attention/ops/triton_prefill_attention.py (encoders: windows)")
 
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
@@ -56,4 +57,10 @@ class RocmAttn(AttentionBackend):
         if config.stored_dtype.startswith("fp8") and config.attention_type != "decoder":
             reasons.append(f"kv_cache_dtype {config.stored_dtype} with attention_type {config.attention_type} is not "
                            "supported (rocm_attn: decoder)")  # _forward_encoder_attention raises
+        if config.sliding_window is not None and not (config.causal and config.attention_type == "decoder"):
+            # chunked_prefill_paged_decode has a left bound alone. vLLM sends encoders to a Triton kernel with both,
+            # but sets the right one to 0 (its newest source: W - 1), which that kernel takes for none.
+            reasons.append(f"sliding_window {config.sliding_window} with attention_type {config.attention_type} and "
+                           f"causal {config.causal} is not supported (rocm_attn: causal windows of a decoder, it has "
+                           "nothing for the right)")
         return reasons

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hal.backend import AttentionBackend, Bound
-from hal.capabilities import FEATURES, EveryPlatform, HeadDims, PageSizes
+from hal.capabilities import CALLS, FEATURES, EveryPlatform, HeadDims, PageSizes
 from hal.config import ATTENTION_TYPES, DTYPES, AttentionConfig
 from hal.torch_import import load_torch
 
@@ -33,6 +33,8 @@ class TorchNative(AttentionBackend):
     page_sizes = PageSizes(preferred=16)
     # graph: lengths are read on the host, so nothing can be captured.
     features = frozenset(FEATURES)
+    calls = frozenset(CALLS)
+    mla_prefill = ((192, 128), (256, 256), (128, 128))  # beside the absorbed form; any other widths would do too
     attention_types = ATTENTION_TYPES
     max_decode_query_len = None
     nan_safe_tail = True

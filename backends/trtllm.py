@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from hal.config import AttentionConfig
     from hal.platform import Platform
 
+# trtllm_batch_decode_with_kv_cache_mla allocates its result as bfloat16 whatever the query, and takes no `out` of
+# another dtype (flashinfer/mla/_core.py), so float16 in would be bfloat16 out. vLLM lists float16 all the same.
+_OUT = ("bfloat16",)
 _SM120 = ("sm120", "sm121")
 _SM120_HEADS = (8, 16, 32, 64, 128)
 
@@ -68,6 +71,8 @@ class TrtllmMLA(AttentionBackend):
     packages = (FLASHINFER,)
     platforms = {"cuda": SM100}
     phases = ("decode",)
+    prefill_with = ("trtllm_ragged",)
+    dtypes = _OUT
     kv_cache_dtypes = ("fp8_e4m3",)
     head_dim_pairs = ((576, 512), (320, 256))  # _core.py: "supported dimensions are: ..."
     page_sizes = PageSizes(64, only=(32, 64))
@@ -82,7 +87,7 @@ class TrtllmMLA(AttentionBackend):
                 "softcap": "the function has no such argument", "sliding_window": "the function has no such argument"}
     targets = {"decode": "{module}.mla.trtllm_batch_decode_with_kv_cache_mla"}
     sources = ("flashinfer-python 0.7.2.post1, signatures",
-               "FlashInfer fb28d724 (0.6.18), flashinfer/mla/_core.py (dims, sinks, DCP)",
+               "FlashInfer fb28d724 (0.6.18), flashinfer/mla/_core.py (dims, sinks, DCP, dtype of the result)",
                "vLLM 0.33, documentation of FLASHINFER_MLA", "SGLang 0.5.23, attention_registry.py (page 32/64)",
                "vLLM, v1/attention/backends/mla/flashinfer_mla.py (graph level, head counts)")
 
@@ -117,6 +122,7 @@ class FlashInferMLASparse(AttentionBackend):
     packages = (FLASHINFER,)
     # vLLM 0.33 executed: 10.0 and 10.3, and FLASHINFER_MLA_SPARSE_SM120 for 12.0 and 12.1.
     platforms = {"cuda": (*SM100, *_SM120)}
+    dtypes = _OUT
     kv_cache_dtypes = ("fp8_e4m3", "fp8_ds_mla")
     head_dim_pairs = ((576, 512),)
     # TensorRT-LLM's MLA pages are 32 or 64; vLLM 0.33 executed accepts multiples and divides them.
@@ -143,12 +149,10 @@ class FlashInferMLASparse(AttentionBackend):
             reasons.append(f"kv_cache_dtype fp8_ds_mla on {arch} is not supported (flashinfer_mla_sparse: auto or "
                            "fp8_e4m3 there, fp8_ds_mla on sm120 and sm121)")
         if arch in _SM120:
-            # "SM120 sparse MLA v32/GLM": a packed uint8 cache of 656 bytes a token, bfloat16 queries.
+            # "SM120 sparse MLA v32/GLM": a packed uint8 cache of 656 bytes a token.
             if stored != "fp8_ds_mla":
                 reasons.append(f"kv_cache_dtype {stored} on {arch} is not supported (flashinfer_mla_sparse: "
                                "fp8_ds_mla)")
-            if config.dtype != "bfloat16":
-                reasons.append(f"dtype {config.dtype} on {arch} is not supported (flashinfer_mla_sparse: bfloat16)")
             # _sparse_mla_sm120.py: one page size, and head counts that have a decode kernel.
             if config.page_size not in (None, 64):
                 reasons.append(f"page_size {config.page_size} on {arch} is not supported (flashinfer_mla_sparse: 64)")

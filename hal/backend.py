@@ -49,10 +49,14 @@ class AttentionBackend:
     head_dim_pairs: ClassVar[tuple[tuple[int, int], ...] | None] = ()
     page_sizes: ClassVar[PageSizes] = PageSizes(16)
     features: ClassVar[frozenset[str]] = frozenset()
+    #: What its functions take beyond the plain call (capabilities.CALLS); its adapter refuses the others by name.
+    calls: ClassVar[frozenset[str]] = frozenset()
     #: Features that a configuration must ask for: a backend of MLA alone requires "mla".
     requires: ClassVar[frozenset[str]] = frozenset()
     #: (qk, v) head dims of expanded MLA that its varlen function takes in prefill, without reading the cache.
     mla_prefill: ClassVar[tuple[tuple[int, int], ...]] = ()
+    #: Names of backends that prefill MLA, in order, where this one decodes only and is asked for by name.
+    prefill_with: ClassVar[tuple[str, ...]] = ()
     #: Why a feature is not served, where that is worth saying; the reason shows it instead of the feature list.
     refusals: ClassVar[Mapping[str, str]] = {}
     attention_types: ClassVar[tuple[str, ...]] = ("decoder",)
@@ -63,7 +67,7 @@ class AttentionBackend:
     max_decode_query_len: ClassVar[int | None] = 1
     #: Physical layout of the paged cache. Backends of one pair must agree.
     kv_layout: ClassVar[str] = "[num_pages, page_size, num_kv_heads, head_dim]"
-    #: What can be captured in a graph (capabilities.GRAPH_LEVELS).
+    #: What of decode can be captured in a graph (capabilities.GRAPH_LEVELS). Nobody captures prefill.
     graph_level: ClassVar[str] = "never"
     #: False where the backend can be asked about but not used: its adapter is not written yet.
     adapter: ClassVar[bool] = True
@@ -111,8 +115,8 @@ class AttentionBackend:
                      if packages.missing(package) is None and not cls.package_reasons(package, config)), None)
 
     @classmethod
-    def target(cls, phase: str, package: Package | None) -> str:
-        """Dotted name of the vendor function that serves a phase."""
+    def target(cls, phase: str, package: Package | None, config: AttentionConfig) -> str:
+        """Dotted name of the vendor function that serves a phase of a configuration that is served."""
         return cls.targets[phase].format(module=package.module if package else "")
 
     @classmethod
@@ -150,12 +154,12 @@ class AttentionBackend:
                 why = f"none, {cls.refusals[feature]}" if feature in cls.refusals else has
                 reasons.append(f"{feature}{'' if value is True else f' {value}'} is not supported ({name}: {why})")
         most = cls.max_decode_query_len
-        if config.graph and cls.graph_level == "never":
-            reasons.append(f"graph is not supported ({name}: graph level never)")
-        several = phase == "decode" and config.max_decode_query_len > 1
-        if config.graph and several and cls.graph_level == "single-token decode":
-            reasons.append(f"graph with max_decode_query_len {config.max_decode_query_len} is not supported "
-                           f"({name}: graph level single-token decode)")
+        if config.graph and phase == "decode":  # the graph level is of decode alone
+            if cls.graph_level == "never":
+                reasons.append(f"graph is not supported ({name}: graph level never)")
+            if config.max_decode_query_len > 1 and cls.graph_level == "single-token decode":
+                reasons.append(f"graph with max_decode_query_len {config.max_decode_query_len} is not supported "
+                               f"({name}: graph level single-token decode)")
         if config.attention_type not in cls.attention_types:
             reasons.append(f"attention_type {config.attention_type} is not supported "
                            f"({name}: {', '.join(cls.attention_types)})")

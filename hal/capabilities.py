@@ -28,6 +28,24 @@ FEATURES: Mapping[str, Callable[[AttentionConfig], Any]] = {
     "deterministic": lambda c: c.deterministic or None,
 }
 
+# What a call may use beyond the plain one, where kernels differ -> the argument that a refusal names. No configuration
+# asks for these, so selection can't refuse them: a backend lists those it takes in `calls`, and its adapter refuses
+# the others by name.
+CALLS: Mapping[str, str] = {
+    "append": "k",  # k and v of this step, written before attending
+    "rotary": "rotary_cos",
+    "cache_batch_idx": "cache_batch_idx",
+    "cache_leftpad": "cache_leftpad",
+    "unpaged": "page_table",  # a cache [B, S, Hkv, D], no page_table
+    "strided_cache": "k_cache",  # K and V of a page side by side per head, as vLLM hands them over
+    "packed_decode": "cu_seqlens_q",  # the decode function with packed queries
+    "paged_varlen": "page_table",  # the varlen function over a paged cache
+    "varlen_qv": "qv",  # absorbed MLA through the varlen function
+    "seqused": "seqused_q",  # seqused_q and seqused_k with packed keys
+    "descale_per_head": "k_descale",  # [B, Hkv] rather than a scalar
+    "out": "out",
+}
+
 
 class EveryPlatform(dict[str, tuple[str, ...]]):
     """`platforms` of a backend that runs on any, plugins' included: every arch of every kind."""

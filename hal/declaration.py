@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hal.capabilities import FEATURES, GRAPH_LEVELS, LEVELS, HeadDims, PageSizes
+from hal.capabilities import CALLS, FEATURES, GRAPH_LEVELS, LEVELS, HeadDims, PageSizes
 from hal.config import ATTENTION_TYPES, DTYPES, KV_CACHE_DTYPES
 from hal.packages import Package
 
@@ -15,12 +15,13 @@ PHASES = ("prefill", "decode")
 def backend_problem(cls: Any) -> str | None:
     """What is wrong with a backend class's declarations, None where nothing is."""
     for name, allowed in (("dtypes", DTYPES), ("kv_cache_dtypes", KV_CACHE_DTYPES), ("phases", PHASES),
-                          ("attention_types", ATTENTION_TYPES), ("sources", None), ("evidence", None)):
+                          ("attention_types", ATTENTION_TYPES), ("prefill_with", None), ("sources", None),
+                          ("evidence", None)):
         problem = _names(name, getattr(cls, name), tuple, allowed)
         if problem:
             return problem
-    for name in ("features", "requires"):
-        problem = _names(name, getattr(cls, name), (set, frozenset), tuple(FEATURES))
+    for name, known in (("features", FEATURES), ("requires", FEATURES), ("calls", CALLS)):
+        problem = _names(name, getattr(cls, name), (set, frozenset), tuple(known))
         if problem:
             return problem
     if not isinstance(cls.platforms, Mapping):
@@ -68,6 +69,14 @@ def platform_problem(module: Any) -> str | None:
     for name in ("probe", "priority"):
         if not callable(getattr(module, name, None)):
             return f"{name} is {getattr(module, name, None)!r}, expected a function"
+    for name, allowed in (("LACKS", DTYPES), ("NON_CAUSAL", None)):  # optional: arch -> dtypes, arch -> backends
+        data = getattr(module, name, {})
+        if not isinstance(data, Mapping) or not set(data) <= set(module.ARCHS):
+            return f"{name} is {data!r}, expected a dict whose keys are some of: {', '.join(module.ARCHS)}"
+        for arch, names in data.items():
+            problem = _names(f"{name}[{arch!r}]", names, tuple, allowed)
+            if problem:
+                return problem
     return None
 
 

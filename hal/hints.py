@@ -17,7 +17,7 @@ from hal.backend import AttentionBackend
 from hal.config import AttentionConfig, LayerKind
 from hal.decision import PHASES, Decision, Hint
 from hal.packages import Package, Packages
-from hal.rule import Question, decide, reasons_of
+from hal.rule import Question, arranged, decide, reasons_of
 
 MOST = 5  # hints of one decision; the best-ranked come first
 PACKAGE = "package"  # what Hint.setting says where the change is a package to install
@@ -61,7 +61,7 @@ def find(question: Question, decisions: dict[str, Decision], kind: str) -> tuple
 
     A setting gives one hint: the change of it that gets the best backends, and every backend that it excluded.
     """
-    decision = decisions[kind]
+    question, decision = arranged(question), decisions[kind]
     freed = _freed(question, decision, kind)
     best: dict[str | tuple[tuple[str, str], ...], tuple[int, Hint]] = {}
     for change in dict.fromkeys(change for _, change in freed):

@@ -1,8 +1,9 @@
 """The rule of selection, for one question: which backend serves which phase of which kind of layer.
 
-1. Candidates are the platform's priority order, then every other known backend. An explicit choice leaves
-   only the backends that its name stands for.
-2. A candidate is accepted when `unsupported_reasons` is empty.
+1. Candidates are the platform's priority order (its NON_CAUSAL order for dense attention that is not causal), then
+   every other known backend. An explicit choice leaves only the backends that its name stands for, and for MLA's
+   prefill those that they bring (`prefill_with`).
+2. A candidate is accepted when `unsupported_reasons` is empty and the arch has the dtype (its platform's LACKS).
 3. All kinds of layer share one page size: the one asked for, else of the sizes that accepted backends
    prefer (and their least common multiple) the one that leaves every kind and phase the best-ranked backends.
 4. Decode takes its first accepted candidate for which some accepted prefill candidate reads the same cache with
@@ -13,13 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
+from hal import registry
 from hal.backend import AttentionBackend
-from hal.config import AttentionConfig, LayerKind
-from hal.decision import Candidate, Decision, PhaseDecision
+from hal.config import DTYPES, AttentionConfig, LayerKind
+from hal.decision import PHASES, Candidate, Decision, PhaseDecision
 from hal.packages import Packages
 from hal.platform import Platform
+from hal.platforms import table
 
 Refused = set[tuple[str, str, type[AttentionBackend]]]
 Rows = list[tuple[type[AttentionBackend], list[str]]]
@@ -39,9 +44,42 @@ class Question:
     wanted: Mapping[tuple[str, str], str]
     candidates: Mapping[tuple[str, str], Sequence[type[AttentionBackend]]]
 
+    @cached_property
+    def lacks(self) -> tuple[str, ...]:
+        """dtypes that the arch does not have, so that no backend can."""
+        return self._of_arch("LACKS")
+
+    @cached_property
+    def non_causal(self) -> tuple[str, ...]:
+        """The arch's order for dense attention that is not causal; () where it is the usual one."""
+        return self._of_arch("NON_CAUSAL")
+
+    def _of_arch(self, name: str) -> tuple[str, ...]:
+        data: Mapping[Any, tuple[str, ...]] = getattr(table().get(self.platform.kind), name, {})
+        return data.get(self.platform.arch, ())
+
+
+def arranged(question: Question) -> Question:
+    """The question with the candidates of rule 1, where the configuration has a say in them."""
+    return replace(question, candidates={
+        (kind.kind, phase): _candidates(question, kind, phase, question.candidates[kind.kind, phase])
+        for kind in question.kinds for phase in PHASES})
+
+
+def _candidates(question: Question, kind: LayerKind, phase: str,
+                given: Sequence[type[AttentionBackend]]) -> Sequence[type[AttentionBackend]]:
+    mla = kind.config.mla is not None
+    if question.wanted[kind.kind, phase] != "auto":
+        brought = [registry.get(name) for b in given for name in b.prefill_with] if mla and phase == "prefill" else []
+        return list(dict.fromkeys([*given, *brought]))
+    order = () if mla or kind.config.causal else question.non_causal
+    ranks = {name: rank for rank, name in enumerate(order)}
+    return sorted(given, key=lambda b: ranks.get(b.name, len(ranks)))  # stable: the others keep their order
+
 
 def decide(question: Question) -> dict[str, Decision]:
     """kind -> Decision, by the rule above, with one page size."""
+    question = arranged(question)
     kinds = question.kinds
     asked = {k.config.page_size for k in kinds if k.config.page_size is not None}
     if len(asked) > 1:
@@ -80,6 +118,9 @@ def reasons_of(backend: type[AttentionBackend], config: AttentionConfig, questio
     if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
         return [f"unsupported_reasons gave {reasons!r} ({backend.name}: a mistake in the backend, it must be a "
                 "list of str)"]
+    if config.dtype in question.lacks:
+        has = ", ".join(dtype for dtype in DTYPES if dtype not in question.lacks)
+        reasons = [*reasons, f"dtype {config.dtype} is not supported ({question.platform}: {has})"]
     return reasons + ([question.packages.torch] if question.packages.torch else [])
 
 
@@ -124,7 +165,7 @@ def _decide_kind(question: Question, kind: LayerKind, size: int | None) -> Decis
 
     def phase_decision(phase: str, rows: Rows, chosen: type[AttentionBackend] | None) -> PhaseDecision:
         return PhaseDecision(phase, chosen.name if chosen else None,
-                             chosen.target(phase, chosen.package_for(packages, config)) if chosen else None,
+                             chosen.target(phase, chosen.package_for(packages, config), config) if chosen else None,
                              tuple(Candidate(b.name, tuple(reasons), b.level(platform),
                                              elsewhere=platform.kind not in b.platforms) for b, reasons in rows),
                              question.wanted[kind.kind, phase])

@@ -11,8 +11,9 @@ from hal.declaration import platform_problem
 
 # Shims make torch.cuda look present on MUSA, NPU and ROCm machines, so they are asked before CUDA.
 KINDS = ("musa", "npu", "rocm", "cuda", "cpu")
-# What a platform file, or the object a plugin's entry point names, must have. EXTENSION is optional: the
-# package that gives torch these devices.
+# What a platform file, or the object a plugin's entry point names, must have. Optional: EXTENSION, the package that
+# gives torch these devices; LACKS, arch -> dtypes that it has not; NON_CAUSAL, arch -> the order of backends for dense
+# attention that is not causal, where it is not what priority() says.
 ATTRIBUTES = ("KIND", "TORCH_DEVICE", "ARCHS", "priority", "probe")
 
 

@@ -27,6 +27,11 @@ _DENSE_SM90 = ("flash_attn_3", "flash_attn_2", "flash_attn_diffkv", "flashinfer"
 # SGLang. SGLang takes fa4 for unequal head dims; the two before it refuse those, so one list says that too.
 _DENSE_SM100 = ("trtllm_mha", "flashinfer", "flash_attn_4", "flash_attn_2", "triton", "flex_attention", "torch")
 
+# Dense attention that is not causal. vLLM 0.33, executed for 10.0 and 10.3 with non_causal: FLASH_ATTN before
+# FLASHINFER there too; everywhere else its order is the causal one. trtllm_mha has no such form.
+_NON_CAUSAL_SM100 = ("flash_attn_4", "flash_attn_2", "flashinfer", "triton", "flex_attention", "torch")
+NON_CAUSAL = {"sm100": _NON_CAUSAL_SM100, "sm103": _NON_CAUSAL_SM100}
+
 # MLA decode. vLLM 0.33: one list up to 9.x, one for 10.x, one for 12.x; dense first, then sparse, which refuse each
 # other's configurations. SGLang 0.5.23: sm90 fa3, sm100 flashinfer, elsewhere triton.
 _MLA = ("flash_attn_mla", "flashmla", "flashinfer_mla", "triton_mla", "flashmla_sparse", "torch")

@@ -17,6 +17,8 @@ ARCHS = ("ascend910a", "ascend910b", "ascend910c", "ascend310p", "ascend950")
 # torch_npu's SoC numbers (its SocVersion enum): 910A, 310P, A2 = 910B, A3 = 910C (910_93xx), 950.
 _SOC = ((100, 104, "ascend910a"), (200, 205, "ascend310p"), (220, 225, "ascend910b"),
         (250, 256, "ascend910c"), (260, 269, "ascend950"))
+# Arch -> dtypes that its chip has not: torch_npu takes bfloat16 for supported from SoC 220 on (IsBF16Supported).
+LACKS = {"ascend910a": ("bfloat16",), "ascend310p": ("bfloat16",)}
 
 
 # SGLang 0.5.23 forces "ascend" for everything (hardware_backend/npu/utils.py); vllm-ascend 182b75ea looks up one

@@ -40,7 +40,12 @@ CHOICES: list[tuple[str, dict[str, Any], str, str, int]] = [
     ("cuda:sm90", SPARSE, "flashmla_sparse", "flashmla_sparse", 64),
     ("cuda:sm90", {**SPARSE, "kv_cache_dtype": "fp8_ds_mla"}, "flashmla_sparse", "flashmla_sparse", 64),
     ("cuda:sm100", {**SPARSE, "kv_cache_dtype": "fp8"}, "flashinfer_mla_sparse", "flashinfer_mla_sparse", 64),
-    ("cuda:sm100", {**SPARSE, "dtype": "float16"}, "flashinfer_mla_sparse", "flashinfer_mla_sparse", 64),
+    # vLLM lists float16, but FlashInfer's function returns bfloat16 whatever the query (flashinfer/mla/_core.py).
+    ("cuda:sm100", {**SPARSE, "dtype": "float16"}, "torch", "torch", 16),
+    ("cuda:sm100", {**MLA, "dtype": "float16"}, "trtllm_ragged", "cutlass_mla", 128),
+    # A graph holds decode alone.
+    ("cuda:sm100", {**MLA, "graph": True}, "trtllm_ragged", "trtllm_mla", 64),
+    ("cuda:sm100", {"causal": False}, "flash_attn_4", "flash_attn_4", 128),
     ("cuda:sm120", {**SPARSE, "kv_cache_dtype": "fp8_ds_mla"}, "flashinfer_mla_sparse", "flashinfer_mla_sparse", 64),
 ]
 
@@ -72,7 +77,7 @@ REASONS: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("cuda:sm90", "flash_attn_mla", "decode", {**MLA, "page_size": 1},
      "page_size 1 is not supported (flash_attn_mla: multiples of 16)"),
     ("cuda:sm90", "dual_chunk_flash_attn", "decode", {}, "dual_chunk_attention_config None is not supported "
-     "(dual_chunk_flash_attn: only models that have one, which AttentionConfig can't say)"),
+     "(dual_chunk_flash_attn: only models that have one; always refused, for no field of AttentionConfig asks for it)"),
     ("cuda:sm90", "trtllm_mha", "decode", {}, "arch sm90 is not supported (trtllm_mha: sm100, sm103)"),
     ("cuda:sm100", "trtllm_mha", "decode", {"page_size": 256},
      "page_size 256 is not supported (trtllm_mha: 16, 32, 64, 128)"),
@@ -99,7 +104,11 @@ REASONS: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("cuda:sm120", "flashinfer_mla_sparse", "decode", SPARSE,
      "kv_cache_dtype bfloat16 on sm120 is not supported (flashinfer_mla_sparse: fp8_ds_mla)"),
     ("cuda:sm120", "flashinfer_mla_sparse", "decode", {**SPARSE, "dtype": "float16", "kv_cache_dtype": "fp8_ds_mla"},
-     "dtype float16 on sm120 is not supported (flashinfer_mla_sparse: bfloat16)"),
+     "dtype float16 is not supported (flashinfer_mla_sparse: bfloat16)"),
+    ("cuda:sm100", "flashinfer_mla_sparse", "decode", {**SPARSE, "dtype": "float16"},
+     "dtype float16 is not supported (flashinfer_mla_sparse: bfloat16)"),
+    ("cuda:sm100", "trtllm_mla", "decode", {**MLA, "dtype": "float16"},
+     "dtype float16 is not supported (trtllm_mla: bfloat16)"),
     ("cuda:sm120", "flashinfer_mla_sparse", "decode", {**SPARSE, "context_parallel_size": 2},
      "context_parallel 2 on sm120 is not supported (flashinfer_mla_sparse: sm100, sm103)"),
     ("cuda:sm90", "flashmla", "decode", {**MLA, "page_size": 1}, "page_size 1 is not supported (flashmla: 64)"),
@@ -141,7 +150,11 @@ ALIASES: list[tuple[str, str, dict[str, Any], str | None, str | None]] = [
     ("FLASHINFER_MLA", "cuda:sm90", MLA, "flashinfer_mla", "flashinfer_mla"),
     ("trtllm_mla", "cuda:sm100", MLA, "trtllm_ragged", "trtllm_mla"),
     ("CUTLASS_MLA", "cuda:sm100", MLA, "trtllm_ragged", "cutlass_mla"),
-    ("flashmla", "cuda:sm90", MLA, None, "flashmla"),
+    ("flashmla", "cuda:sm90", MLA, "flash_attn_3", "flashmla"),
+    ("FLASHMLA", "cuda:sm90", MLA, "flash_attn_3", "flashmla"),
+    ("flashmla", "cuda:sm90", {}, None, None),
+    ("cutlass_mla", "cuda:sm100", MLA, "trtllm_ragged", "cutlass_mla"),
+    ("TRTLLM_MLA", "cuda:sm100", MLA, "trtllm_ragged", "trtllm_mla"),
     ("dsa", "cuda:sm100", SPARSE, "flashmla_sparse", "flashmla_sparse"),
     ("triton", "cuda:sm90", {}, "triton", "triton"),
     ("triton", "cuda:sm90", MLA, "triton", "triton_mla"),

@@ -61,6 +61,12 @@ FA4C = "flash-attention flash_attn/cute/interface.py: paged KV not supported on 
 FA2C = "flash-attention csrc/flash_attn/flash_api.cpp: CHECK_SHAPE(v, .., head_size)"
 FAC = "flash-attention csrc/flash_attn/flash_api.cpp and hopper/flash_api.cpp: head dims multiples of 8 up to 256"
 FIC = "FlashInfer flashinfer/mla/_core.py"
+# Where sources disagree: vLLM lists float16 for the two backends that end in this function, and the function itself
+# gives bfloat16 whatever the query. The vendor's code decides: float16 is refused.
+OUT = f"{FIC}, trtllm_batch_decode_with_kv_cache_mla: out is bfloat16 whatever the query"
+FMP = "vllm_backends.json, mla_prefill_priorities: FLASH_ATTN first, the others are 10.x; SGLang flashmla_backend.py: extend is FlashInfer's"
+BF16 = "ascend.md, SoC map: bf16 iff the SoC is 220 or above (IsBF16Supported)"
+RWIN = "vLLM rocm_attn.py: sliding_window (W - 1, 0) for encoders; triton_prefill_attention.py: a right bound of 0 is none"
 FIR = "FlashInfer README, GPU Support: SM 7.5 to 12.1"
 CUDNNC = "FlashInfer flashinfer/cudnn/prefill.py: head_dim_qk 128 or 192, head_dim_vo 128; causal; return_lse"
 OWN = "design.md section 6: what HAL's own kernels are for"
@@ -229,6 +235,11 @@ CUDA_FEATURES = [
     Row("sm80 encoder-decoder none", "cuda:sm80", ENC_DEC, NONE, P, "torch", ("flex_attention", "attention_type encoder_decoder"), f"{V} FLEX_ATTENTION decoder, encoder_only; {S2}: no cross attention"),
     Row("sm80 encoder-decoder triton", "cuda:sm80", ENC_DEC, TRI, P, "triton", None, f"{V} TRITON_ATTN encoder_decoder"),
     Row("sm100 encoder", "cuda:sm100", ENC, FA2_FI_TRI, P, "flash_attn_2", ("trtllm_mha", "attention_type encoder_only"), f"{VP} sm100 non_causal=1: FLASH_ATTN first"),
+    Row("sm100 encoder fa4", "cuda:sm100", ENC, f"{FA4},{FA2},{FI}", P, "flash_attn_4", None, f"{VP} sm100 non_causal=1: FLASH_ATTN first; {F}: flash_attn_4 best on sm100/103"),
+    Row("sm100 encoder flashinfer", "cuda:sm100", ENC, FI_TRI, P, "flashinfer", ("flash_attn_2", "package flash-attn"), f"{VP} sm100 non_causal=1: FLASHINFER second"),
+    Row("sm100 encoder triton", "cuda:sm100", ENC, TRI, P, "triton", ("flashinfer", "package flashinfer"), f"{VP} sm100 non_causal=1: TRITON_ATTN third"),
+    Row("sm100 encoder none", "cuda:sm100", ENC, NONE, P, "flex_attention", ("triton", "package triton"), f"{VP} sm100 non_causal=1: FLEX_ATTENTION fourth"),
+    Row("sm103 non-causal", "cuda:sm103", {"causal": False}, FA2_FI_TRI, D, "flash_attn_2", ("trtllm_mha", "non_causal"), f"{VP} sm103 non_causal=1: FLASH_ATTN first"),
     Row("sm90 mm_prefix", "cuda:sm90", {"mm_prefix": True}, None, D, "triton", ("flash_attn_3", "mm_prefix"), f"{V} FLASH_ATTN no mm_prefix, TRITON_ATTN mm_prefix"),
     Row("sm80 mm_prefix", "cuda:sm80", {"mm_prefix": True}, None, D, "triton", ("flashinfer", "mm_prefix"), f"{VD} FLASHINFER no mm_prefix"),
     Row("sm80 mm_prefix fa2", "cuda:sm80", {"mm_prefix": True}, None, P, "triton", ("flash_attn_2", "mm_prefix"), f"{V} FLASH_ATTN no mm_prefix"),
@@ -310,7 +321,14 @@ CUDA_MLA = [
     Row("sm90 sparse prefill", "cuda:sm90", DSA, None, P, "flashmla_sparse", ("flash_attn_3", "sparse"), f"{SIG}: flash_mla_sparse_fwd"),
     Row("sm100 sparse", "cuda:sm100", DSA, None, D, "flashmla_sparse", ("trtllm_mla", "sparse"), f"{VP} sm100: FLASHMLA_SPARSE before FLASHINFER_MLA_SPARSE"),
     Row("sm100 sparse page 32", "cuda:sm100", {**DSA, **page(32)}, None, D, "flashinfer_mla_sparse", ("flashmla_sparse", "page_size 32"), f"{F}: flashmla_sparse page 64, flashinfer_mla_sparse 32/64"),
-    Row("sm100 sparse fp16", "cuda:sm100", {**DSA, **FP16}, None, D, "flashinfer_mla_sparse", ("flashmla_sparse", "dtype float16"), f"{V} FLASHMLA_SPARSE bf16, FLASHINFER_MLA_SPARSE fp16"),
+    Row("sm100 sparse fp16", "cuda:sm100", {**DSA, **FP16}, None, D, "torch", ("flashmla_sparse", "dtype float16"), f"{V} FLASHMLA_SPARSE bf16, FLASHINFER_MLA_SPARSE fp16, but {OUT}"),
+    Row("sm100 sparse fp16 flashinfer", "cuda:sm100", {**DSA, **FP16}, None, D, "torch", ("flashinfer_mla_sparse", "dtype float16"), OUT),
+    Row("sm100 mla fp16", "cuda:sm100", {**MLA, **FP16}, None, D, "cutlass_mla", ("trtllm_mla", "dtype float16"), f"{VD} FLASHINFER_MLA fp16, but {OUT}; {VD} CUTLASS_MLA fp16"),
+    Row("sm100 mla graph prefill", "cuda:sm100", {**MLA, "graph": True}, None, P, "trtllm_ragged", None, f"{FP}: MLA prefill trtllm_ragged on sm100; only decode is captured (vLLM: graphs of UNIFORM_BATCH at most for MLA)"),
+    Row("flashmla prefill", "cuda:sm90", MLA, None, P, "flash_attn_3", ("flashmla", "phase prefill"), FMP, "flashmla"),
+    Row("flashmla prefill flashinfer", "cuda:sm90", MLA, f"{FMLA},{FI}", P, "flashinfer", ("flash_attn_3", "package flash-attn-3"), FMP, "flashmla"),
+    Row("trtllm_mla prefill", "cuda:sm100", MLA, None, P, "trtllm_ragged", ("trtllm_mla", "phase prefill"), f"{FP}: MLA prefill trtllm_ragged on sm100", "trtllm_mla"),
+    Row("CUTLASS_MLA prefill", "cuda:sm100", MLA, None, P, "trtllm_ragged", ("cutlass_mla", "phase prefill"), f"{FP}: MLA prefill trtllm_ragged on sm100", "CUTLASS_MLA"),
     Row("sm100 sparse e4m3", "cuda:sm100", {**DSA, **E4M3}, None, D, "flashinfer_mla_sparse", ("flashmla_sparse", "kv_cache_dtype fp8_e4m3"), f"{F}: flashmla_sparse bf16, fp8_ds_mla; {V} FLASHINFER_MLA_SPARSE fp8_e4m3"),
     Row("sm100 sparse ds", "cuda:sm100", {**DSA, **DS}, None, D, "flashmla_sparse", None, f"{F}: flashmla_sparse fp8_ds_mla"),
     Row("sm90 sparse ds", "cuda:sm90", {**DSA, **DS}, None, D, "flashmla_sparse", None, f"{F}: flashmla_sparse fp8_ds_mla"),
@@ -389,6 +407,9 @@ NPU_ROWS = [
     Row("910b prefill", "npu:ascend910b", {}, None, P, "ascend", None, f"{S5}: MHA prefill FIA"),
     Row("910a", "npu:ascend910a", FP16, NPU, D, "torch", ("ascend", "arch ascend910a"), f"{F}: ascend 910B, 910C, 310P, 950"),
     Row("310p", "npu:ascend310p", FP16, NPU, D, "torch", ("ascend", "arch ascend310p"), f"{A3}: FIA tiling: Ascend310P is not supported"),
+    Row("910a bf16", "npu:ascend910a", {}, NPU, D, None, ("torch", "dtype bfloat16"), BF16),
+    Row("310p bf16", "npu:ascend310p", {}, NPU, P, None, ("torch", "dtype bfloat16"), BF16),
+    Row("310p mla bf16", "npu:ascend310p", MLA, NPU, D, None, ("ascend_mla", "arch ascend310p"), BF16),
     Row("910b none", "npu:ascend910b", {}, NONE, D, "torch", ("ascend", "package torch-npu"), f"{F}: entry points of torch_npu"),
     Row("910b page 128", "npu:ascend910b", page(128), None, D, "ascend", None, f"{S5}: only 128 is safe"),
     Row("910b page 16", "npu:ascend910b", page(16), NPU, D, "torch", ("ascend", "page_size 16"), f"{S5}: block_size 16 silently wrong"),
@@ -530,7 +551,8 @@ ALIAS_ROWS = [
     Row("ROCM_AITER_MLA", "rocm:gfx942", MLA, None, D, "aiter_mla", None, f"{F}: ROCM_AITER_MLA", "ROCM_AITER_MLA"),
     Row("ROCM_AITER_MLA_SPARSE", "rocm:gfx942", DSA, None, D, "aiter_mla_sparse", None, f"{F}: ROCM_AITER_MLA_SPARSE", "ROCM_AITER_MLA_SPARSE"),
     Row("ROCM_AITER_TRITON_MLA", "rocm:gfx942", MLA, None, D, "aiter_triton_mla", None, f"{F}: ROCM_AITER_TRITON_MLA", "ROCM_AITER_TRITON_MLA"),
-    Row("wave", "rocm:gfx942", {**FP16, **page(1)}, None, D, "wave", None, f"{F}: wave gfx942", "wave"),
+    Row("wave", "rocm:gfx942", {**FP16, **page(1), **dim(64)}, None, D, "wave", None, f"{F}: wave gfx942; {WAVE}", "wave"),
+    Row("wave decode 128", "rocm:gfx942", {**FP16, **page(1)}, None, D, None, ("wave", "head_dim 128 in decode"), WAVE, "wave"),
     Row("wave gfx90a", "rocm:gfx90a", {}, None, D, None, ("wave", "arch gfx90a"), f"{F}: wave gfx942, gfx950", "wave"),
     Row("fa4 sm120", "cuda:sm120", {}, None, D, None, ("flash_attn_4", ""), f"{F}: flash_attn_4 asserts no paged KV on sm120", "fa4"),
     Row("trtllm_ragged decode", "cuda:sm100", MLA, None, D, None, ("trtllm_ragged", "phase decode"), f"{F}: trtllm_ragged MLA prefill", "trtllm_ragged"),
@@ -630,10 +652,10 @@ CLAIMS = [
     Claim("trtllm_mha", "cuda:sm100", {}, {"arch": ["sm100", "sm103"], "dtype": HALVES, "kv_cache_dtype": ["fp8_e4m3"], "page_size": [16, 32, 64, 128], "sinks": TRUE, "sliding_window": [128]},
           {"arch": ["sm80", "sm89", "sm110"], "dtype": ["float32"], "page_size": [1, 8, 256], "mla": TRUE, "softcap": [50.0], "mm_prefix": TRUE, "attention_type": TYPES}, f"{F}: trtllm_mha sm100/103, sinks, fp8; {S2}: page 16/32/64/128; {SIG}"),
     Claim("flashinfer_mla", "cuda:sm80", MLA, {"arch": ["sm80", "sm86", "sm89", "sm90", "sm120"], "dtype": HALVES, "page_size": [1, 32, 64]}, {"arch": ["sm75", "sm100", "sm103"], "dtype": ["float32"], "sparse": TRUE, "sinks": TRUE, "": [{"mla": None}]}, f"{F}: flashinfer_mla sm80..sm90, sm120; {S2}: page_size default 1 (vLLM's 32/64 are TensorRT-LLM's)"),
-    Claim("trtllm_mla", "cuda:sm100", MLA, {"arch": ["sm100", "sm103"], "dtype": HALVES, "kv_cache_dtype": ["fp8_e4m3"], "page_size": [32, 64], "context_parallel_size": [2], "max_decode_query_len": [2]},
-          {"arch": ["sm90", "sm110", "sm120"], "dtype": ["float32"], "kv_cache_dtype": ["fp8_e5m2"], "page_size": [1, 16, 128], "sparse": TRUE, "": [{"mla": None}]}, f"{S2}: trtllm_mla; {VD} FLASHINFER_MLA"),
+    Claim("trtllm_mla", "cuda:sm100", MLA, {"arch": ["sm100", "sm103"], "dtype": ["bfloat16"], "kv_cache_dtype": ["fp8_e4m3"], "page_size": [32, 64], "context_parallel_size": [2], "max_decode_query_len": [2]},
+          {"arch": ["sm90", "sm110", "sm120"], "dtype": ["float16", "float32"], "kv_cache_dtype": ["fp8_e5m2"], "page_size": [1, 16, 128], "sparse": TRUE, "": [{"mla": None}]}, f"{S2}: trtllm_mla; {VD} FLASHINFER_MLA, with float16; {OUT}"),
     Claim("trtllm_mla", "cuda:sm100", MLA, {}, {"": [{}]}, f"{F}: trtllm_mla decode only", P),
-    Claim("flashinfer_mla_sparse", "cuda:sm100", DSA, {"arch": ["sm100", "sm103"], "dtype": HALVES, "kv_cache_dtype": ["fp8_e4m3"], "page_size": [32, 64], "return_softmax_lse": TRUE, "context_parallel_size": [2]}, {"arch": ["sm80", "sm90", "sm110"], "page_size": [1, 16], "dtype": ["float32"], "kv_cache_dtype": ["fp8_e5m2"], "": [{"sparse": False}]}, f"{V} FLASHINFER_MLA_SPARSE; {F}: page 32/64"),
+    Claim("flashinfer_mla_sparse", "cuda:sm100", DSA, {"arch": ["sm100", "sm103"], "dtype": ["bfloat16"], "kv_cache_dtype": ["fp8_e4m3"], "page_size": [32, 64], "return_softmax_lse": TRUE, "context_parallel_size": [2]}, {"arch": ["sm80", "sm90", "sm110"], "page_size": [1, 16], "dtype": ["float16", "float32"], "kv_cache_dtype": ["fp8_e5m2"], "": [{"sparse": False}]}, f"{V} FLASHINFER_MLA_SPARSE, with float16; {F}: page 32/64; {OUT}"),
     Claim("flashmla", "cuda:sm90", MLA, {"arch": ["sm90"], "dtype": ["bfloat16"], "page_size": [64], "context_parallel_size": [2], "return_softmax_lse": TRUE, "graph": TRUE}, {"arch": ["sm80", "sm89", "sm100", "sm120"], "dtype": ["float32"], "kv_cache_dtype": ["fp8_e5m2"], "page_size": [1, 16, 32], "sparse": TRUE, "": [{"mla": None}]}, f"{F}: flashmla sm90, page 64, DCP; {V} FLASHMLA"),
     Claim("flashmla_sparse", "cuda:sm90", DSA, {"arch": ["sm90", "sm100", "sm103"], "kv_cache_dtype": ["fp8_ds_mla"], "page_size": [64]}, {"arch": ["sm80", "sm120"], "dtype": HALVES[:1], "page_size": [1, 16, 32], "kv_cache_dtype": ["fp8_e5m2"], "": [{"sparse": False}]}, f"{F}: flashmla_sparse; {V} FLASHMLA_SPARSE"),
     Claim("flashmla_sparse", "cuda:sm90", DSA, {"arch": ["sm90", "sm100"]}, {}, f"{F}: flash_mla sparse prefill", P),
@@ -651,7 +673,7 @@ CLAIMS = [
     Claim("flex_attention", "rocm:gfx942", {}, {"arch": GFX}, {}, f"{F}: flex_attention rocm"),
     Claim("flex_attention", "cpu:x86_64_v3", {}, {"arch": CPUS}, {}, f"{F}: flex_attention cpu"),
     Claim("flex_attention", "cuda:sm90", {}, {"dtype": ALL_DTYPES, "page_size": [16, 32, 128], "head_dim": [16, 64, 80, 256, 512], "attention_type": ["encoder_only"], "sliding_window": [128], "mm_prefix": TRUE, "causal": [False], "deterministic": TRUE}, {"kv_cache_dtype": ["fp8_e4m3", "fp8_e5m2"], "page_size": [1, 8], "attention_type": ["encoder_decoder"], "sinks": TRUE, "mla": TRUE}, f"{V} FLEX_ATTENTION"),
-    *[Claim("torch", f"{kind}:{archs[0]}", {}, {"arch": archs}, {}, f"{F}: torch, any device torch runs on") for kind, archs in (("cuda", SM75_UP), ("rocm", GFX), ("cpu", CPUS), ("npu", NPUS), ("musa", MUSAS))],
+    *[Claim("torch", f"{kind}:{archs[0]}", FP16, {"arch": archs}, {}, f"{F}: torch, any device torch runs on") for kind, archs in (("cuda", SM75_UP), ("rocm", GFX), ("cpu", CPUS), ("npu", NPUS), ("musa", MUSAS))],
     Claim("torch", "cuda:sm90", {}, {"dtype": ALL_DTYPES, "kv_cache_dtype": ["fp8_e4m3", "fp8_e5m2"], "page_size": [1, 16, 100, 256], "head_dim": [1, 16, 80, 512], "head_dim_v": [64], "attention_type": TYPES, "sliding_window": [128], "attention_chunk": [64], "softcap": [50.0], "sinks": TRUE, "tree_mask": TRUE, "mm_prefix": TRUE, "causal": [False], "return_softmax_lse": TRUE, "context_parallel_size": [2], "deterministic": TRUE, "max_decode_query_len": [9], "": [MLA, DSA]}, {"graph": TRUE}, f"{F}: torch, the floor: every feature; {S2}: torch_native disables cuda graph"),
     Claim("aiter", "rocm:gfx942", {}, {"arch": ["gfx942", "gfx950"], "dtype": HALVES, "kv_cache_dtype": ["fp8_e4m3"], "page_size": [16, 1024], "head_dim": [128, 256], "sliding_window": [128], "causal": [False], "graph": TRUE}, {"arch": ["gfx90a", "gfx1100", "gfx1201"], "dtype": ["float32"], "kv_cache_dtype": ["fp8_e5m2"], "page_size": [1, 32, 64, 128], "head_dim": [32, 64, 80, 96, 192, 512], "sinks": TRUE, "attention_type": TYPES, "mm_prefix": TRUE, "mla": TRUE, "context_parallel_size": [2], "deterministic": TRUE}, f"{V} ROCM_AITER_FA; {CK}"),
     Claim("aiter_unified", "rocm:gfx942", {}, {"arch": ["gfx942", "gfx950", "gfx1100", "gfx1201"], "dtype": HALVES, "kv_cache_dtype": ["fp8_e4m3"], "page_size": [16, 64, 128, 256], "head_dim": [64, 80, 128, 256], "sinks": TRUE}, {"dtype": ["float32"], "kv_cache_dtype": ["fp8_e5m2"], "arch": ["gfx90a"], "mm_prefix": TRUE, "mla": TRUE, "causal": [False], "context_parallel_size": [2]}, f"{VD} ROCM_AITER_UNIFIED_ATTN (its fp8_e5m2 is viewed as e4m3); {RDNA}"),
@@ -659,7 +681,7 @@ CLAIMS = [
     Claim("aiter_mla", "rocm:gfx942", MLA, {"arch": ["gfx942", "gfx950"], "dtype": ["bfloat16"], "kv_cache_dtype": ["fp8_e4m3"], "page_size": [1], "return_softmax_lse": TRUE, "context_parallel_size": [2], "graph": TRUE}, {"arch": ["gfx90a", "gfx1100", "gfx1201"], "dtype": ["float16", "float32"], "kv_cache_dtype": ["fp8_e5m2"], "page_size": [16, 64], "sparse": TRUE, "sinks": TRUE, "sliding_window": [128], "deterministic": TRUE, "": [{"mla": None}]}, f"{V} ROCM_AITER_MLA; {F}: page 1; {ASM}"),
     Claim("aiter_mla_sparse", "rocm:gfx942", DSA, {"arch": ["gfx942", "gfx950"], "dtype": ["bfloat16"], "kv_cache_dtype": ["fp8_e4m3"], "page_size": [1, 16]}, {"arch": ["gfx90a", "gfx1100"], "dtype": ["float16", "float32"], "kv_cache_dtype": ["fp8_e5m2"], "return_softmax_lse": TRUE, "context_parallel_size": [2], "": [{"sparse": False}]}, f"{V} ROCM_AITER_MLA_SPARSE; {ASM}"),
     Claim("aiter_triton_mla", "rocm:gfx942", MLA, {"arch": ["gfx942", "gfx950", "gfx1100", "gfx1201"], "dtype": HALVES, "kv_cache_dtype": ["fp8_e4m3", "fp8_e5m2"], "page_size": [1], "return_softmax_lse": TRUE, "context_parallel_size": [2]}, {"arch": ["gfx90a"], "dtype": ["float32"], "sparse": TRUE, "sinks": TRUE, "": [{"mla": None}]}, f"{V} ROCM_AITER_TRITON_MLA; {RDNA}"),
-    Claim("wave", "rocm:gfx942", FP16, {"arch": ["gfx942", "gfx950"]}, {"arch": ["gfx90a", "gfx1100", "gfx1201"]}, f"{F}: wave gfx942, gfx950"),
+    Claim("wave", "rocm:gfx942", {**FP16, **dim(64)}, {"arch": ["gfx942", "gfx950"]}, {"arch": ["gfx90a", "gfx1100", "gfx1201"]}, f"{F}: wave gfx942, gfx950"),
     Claim("ascend", "npu:ascend910b", {}, {"arch": ["ascend910b", "ascend910c", "ascend950"], "dtype": HALVES, "page_size": [128], "head_dim": [64, 128, 192], "return_softmax_lse": TRUE, "graph": TRUE}, {"arch": ["ascend910a", "ascend310p"], "dtype": ["float32"], "page_size": [1, 16, 64], "head_dim": [80, 96, 256, 512], "kv_cache_dtype": ["fp8_e4m3", "fp8_e5m2"], "softcap": [50.0], "attention_chunk": [64], "mm_prefix": TRUE, "tree_mask": TRUE, "mla": TRUE}, f"{A3}; {S5}: only 128 is safe"),
     Claim("ascend", "npu:ascend910b", {"head_dim": 192}, {"head_dim_v": [128]}, {"head_dim_v": [64]}, f"{A3}: qk 192 and v 128"),
     Claim("ascend_mla", "npu:ascend910b", MLA, {"arch": ["ascend910b", "ascend910c", "ascend950"], "dtype": ["bfloat16"], "page_size": [128], "return_softmax_lse": TRUE}, {"arch": ["ascend910a", "ascend310p"], "dtype": ["float16", "float32"], "page_size": [1, 64], "kv_cache_dtype": ["fp8_e4m3", "fp8_e5m2"], "sparse": TRUE, "sinks": TRUE, "softcap": [50.0], "": [{"mla": None}]}, f"{A3}: MLA D=512; {F}: ascend_mla; ascend.md section 4 (d): TND with rope bf16 only"),
@@ -675,7 +697,7 @@ CLAIMS = [
         ("flashinfer_mla_sparse", "cuda:sm100", DSA, [FI], D), ("flashmla", "cuda:sm90", MLA, [FMLA, VLLM], D), ("flashmla_sparse", "cuda:sm90", DSA, [FMLA, VLLM], D),
         ("cutlass_mla", "cuda:sm100", MLA, [VLLM], D), ("cudnn", "cuda:sm90", {}, [FI], P), ("rocm_attn", "rocm:gfx942", {}, [VLLM], D),
         ("aiter_unified", "rocm:gfx942", {}, [AITER], D), ("aiter_mla_sparse", "rocm:gfx942", DSA, [AITER], D), ("aiter_triton_mla", "rocm:gfx942", MLA, [AITER], D),
-        ("wave", "rocm:gfx942", FP16, ["wave-lang"], D))],
+        ("wave", "rocm:gfx942", {**FP16, **dim(64)}, ["wave-lang"], D))],
     # Query lengths of a decode call, and graphs.
     *[Claim(backend, device, config, {"max_decode_query_len": [8]}, {}, source) for backend, device, config, source in (
         ("flash_attn_4", "cuda:sm100", {}, f"{SIG}: flash_attn_varlen_func"), ("flash_attn_diffkv", "cuda:sm90", {"head_dim": 192, "head_dim_v": 128}, f"{SIG}: cu_seqlens_q"),
@@ -690,7 +712,7 @@ CLAIMS = [
         ("flashinfer_mla_sparse", "cuda:sm100", DSA, f"{V} FLASHINFER_MLA_SPARSE UNIFORM_BATCH"), ("flashmla_sparse", "cuda:sm90", DSA, f"{V} FLASHMLA_SPARSE UNIFORM_BATCH"),
         ("cutlass_mla", "cuda:sm100", MLA, "vLLM v1/attention/backends/mla/cutlass_mla.py: UNIFORM_SINGLE_TOKEN_DECODE"), ("aiter_unified", "rocm:gfx942", {}, f"{V} ROCM_ATTN's builder: ALWAYS"),
         ("aiter_mla_sparse", "rocm:gfx942", DSA, f"{V} ROCM_AITER_MLA_SPARSE UNIFORM_BATCH"), ("aiter_triton_mla", "rocm:gfx942", MLA, f"{V} ROCM_AITER_TRITON_MLA UNIFORM_BATCH"),
-        ("wave", "rocm:gfx942", FP16, f"{S2}: only torch_native and flex_attention turn graphs off"), ("ascend_mla", "npu:ascend910b", MLA, f"{S5}: MLA decode graph"))],
+        ("wave", "rocm:gfx942", {**FP16, **dim(64)}, f"{S2}: only torch_native and flex_attention turn graphs off"), ("ascend_mla", "npu:ascend910b", MLA, f"{S5}: MLA decode graph"))],
     # Expanded MLA in prefill.
     *[Claim(backend, device, {}, {"": yes}, {"": [MLA_ODD]}, source, P) for backend, device, yes, source in (
         ("flash_attn_3", "cuda:sm90", [MLA, GLM5, MLA_128], f"{MP}: FLASH_ATTN"), ("flash_attn_2", "cuda:sm80", [GLM5, MLA_128], f"{MP}: FLASH_ATTN; {FA2C}"),
@@ -725,12 +747,14 @@ CLAIMS = [
     Claim("aiter_unified", "rocm:gfx942", {}, {"arch": ["gfx942"]}, {}, f"{F}: unified attention", P),
     Claim("aiter_mla", "rocm:gfx942", MLA, {"max_decode_query_len": [4]}, {"max_decode_query_len": [5]}, "ROCm/aiter csrc/py_itfs_cu/asm_mla.cu: up to 4 query tokens"),
     Claim("aiter_mla_sparse", "rocm:gfx942", DSA, {}, {"": [{"mla": None, "num_heads": 32}]}, f"{F}: sparse MLA"),
-    Claim("wave", "rocm:gfx942", FP16, {"head_dim": [64, 80, 128]}, {"head_dim": [96, 256], "page_size": [16]}, WAVE),
-    Claim("wave", "rocm:gfx942", FP16, {"arch": ["gfx942"]}, {}, WAVE, P),
+    Claim("wave", "rocm:gfx942", {**FP16, **dim(64)}, {"head_dim": [64, 80]}, {"head_dim": [96, 128, 256], "page_size": [16]}, WAVE),
+    Claim("wave", "rocm:gfx942", FP16, {"arch": ["gfx942"], "head_dim": [128]}, {"head_dim": [64, 80, 96]}, WAVE, P),
     Claim("ascend_mla", "npu:ascend910b", MLA, {"context_parallel_size": [2], "max_decode_query_len": [16]}, {"max_decode_query_len": [17]}, f"{A3}: LSE used by vllm CP on MLA decode; decode TND Sq <= 16"),
     Claim("mate", "musa:mp31", {}, {"head_dim": [8, 72, 96]}, {"head_dim": [4, 520]}, f"{S4}: head dim <= 512, rounded up"),
     Claim("mate_mla", "musa:mp31", MLA, {"causal": [False], "return_softmax_lse": TRUE}, {"page_size": [1, 16, 128]}, f"{S4}: flash_mla_with_kvcache(causal) -> (out, lse); tests use page 64 only"),
     Claim("dual_chunk_flash_attn", "cuda:sm90", {}, {}, {"": [{}]}, f"{F}: dual_chunk_flash_attn, gone from recent SGLang; no field of AttentionConfig asks for it"),
+    Claim("torch", "npu:ascend910b", {}, {"arch": ["ascend910b", "ascend910c", "ascend950"]}, {"arch": ["ascend910a", "ascend310p"]}, BF16),
+    Claim("rocm_attn", "rocm:gfx942", {"sliding_window": 128}, {}, {"causal": [False], "attention_type": ["encoder", "encoder_only"]}, f"{V} ROCM_ATTN has windows and encoders, but {RWIN}"),
 ]
 
 
@@ -811,7 +835,6 @@ NOT_YET: dict[str, str] = {
     "mate 49 serves context_parallel_size 2": "mate's adapter does not pass context parallelism on",
     "mp22 triton": "HAL's Triton kernels are not written, and what MUSA's Triton compiles of them is not known",
     "mp31 triton": "HAL's Triton kernels are not written, and what MUSA's Triton compiles of them is not known",
-    "sm100 encoder": "a priority knows arch, mla and phase, not that attention is non-causal",
 }
 
 # Mutations that change no answer -> why. Keys as the test names them; a name that ends in * stands for all that
@@ -825,6 +848,7 @@ EQUIVALENT: dict[str, str] = {
     "cuda dense prefill sm90: flash_attn_diffkv <-> flashinfer": "unequal head dims against equal ones",
     "cuda dense decode sm90: flash_attn_diffkv <-> flashinfer": "unequal head dims against equal ones",
     "cuda mla decode sm110/sm120/sm121: flashinfer_mla_sparse <-> torch": "fp8_ds_mla alone there, which torch has not",
+    "wave: any head dim": "the head dims of each phase follow a rule of their own (extra_reasons)",
     "flash_attn_4: head_dim lowest 8": "pages take multiples of 16 alone, so 16 is the lowest anyway",
     "flash_attn_4: head_dim step 8": "pages take multiples of 16 alone",
     "rocm mla prefill gfx90a/gfx1100/gfx1201: torch <-> aiter_triton_mla": "no prefill of aiter_triton_mla on these",

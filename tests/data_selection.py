@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+# Archs without the default dtype (torch_npu's IsBF16Supported: SoC 220 and above).
+NO_BFLOAT16 = ("npu:ascend910a", "npu:ascend310p")
 # Device -> (backend, page size, package needed, what the first candidate passed over in favour of it says).
 CHOICES: dict[str, tuple[str, int, str | None, tuple[str, str]]] = {
     "cuda:sm90": ("flash_attn_3", 64, "flash-attn-3",
@@ -29,7 +31,7 @@ CHOICES: dict[str, tuple[str, int, str | None, tuple[str, str]]] = {
                                    "sm100, sm103, sm110, sm120, sm121)")),
     "rocm:gfx90a": ("rocm_attn", 16, "vllm", ("aiter_unified", "arch gfx90a is not supported (aiter_unified: gfx942, "
                                                                "gfx950, gfx1100, gfx1201)")),
-    "npu:ascend310p": ("torch", 16, None,
+    "npu:ascend310p": ("torch", 16, None,  # with float16: see NO_BFLOAT16
                        ("ascend", "arch ascend310p is not supported (ascend: ascend910b, ascend910c, ascend950)")),
     "musa:mp22": ("torch", 16, None, ("mate", "arch mp22 is not supported (mate: mp31)")),
     # HAL's own C++ kernels, declared but not built: only a CPU that is named, not this machine's, is told so.
@@ -109,7 +111,7 @@ REASONS: list[tuple[str, str, dict[str, Any], str]] = [
      "num_kv_heads * head_dim 65536 is not supported (ascend: up to 65535)"),
     ("npu:ascend910b", "ascend", {"num_heads": 130, "num_kv_heads": 2},
      "num_heads 130 with num_kv_heads 2 is not supported (ascend: up to 256 heads, up to 64 per KV head)"),
-    ("npu:ascend310p", "ascend", {},
+    ("npu:ascend310p", "ascend", {"dtype": "float16"},
      "arch ascend310p has no npu_fused_infer_attention_score but ops and a cache layout of its own (ascend: "
      "ascend910b, ascend910c, ascend950)"),
     ("musa:mp31", "mate", {"kv_cache_dtype": "fp8"},
@@ -159,6 +161,12 @@ REASONS += [
     ("rocm:gfx90a", "rocm_attn", {"kv_cache_dtype": "fp8"},
      "kv_cache_dtype fp8_e4m3 is not supported on gfx90a (rocm_attn: gfx942, gfx950, gfx1201)"),
     ("rocm:gfx942", "wave", {}, "dtype bfloat16 is not supported (wave: float16)"),
+    ("rocm:gfx942", "rocm_attn", {"attention_type": "encoder", "causal": False, "sliding_window": 8},
+     "sliding_window 8 with attention_type encoder and causal False is not supported (rocm_attn: causal windows of a "
+     "decoder, it has nothing for the right)"),
+    ("rocm:gfx942", "rocm_attn", {"causal": False, "sliding_window": 8},
+     "sliding_window 8 with attention_type decoder and causal False is not supported (rocm_attn: causal windows of a "
+     "decoder, it has nothing for the right)"),
     ("npu:ascend910b", "ascend_mla", {"mla": True, "num_heads": 20},
      "num_heads 20 is not supported (ascend_mla: 1, 2, 4, 8, 16, 32, 64, 128)"),
     ("npu:ascend910b", "ascend_mla", {"mla": True, "dtype": "float16"},
@@ -167,9 +175,9 @@ REASONS += [
      "sinks is not supported (ascend_mla: none, learnable_sink is not for absorbed MLA decode)"),
     ("npu:ascend910b", "ascend_mla", {"mla": True, "sparse": True},
      "sparse is not supported (ascend_mla: none, npu_sparse_flash_attention has it, which is not this backend's op)"),
-    ("npu:ascend310p", "ascend_mla", {"mla": True},
+    ("npu:ascend310p", "ascend_mla", {"mla": True, "dtype": "float16"},
      "arch ascend310p has no MLA in vllm-ascend 182b75ea either (ascend_mla: ascend910b, ascend910c, ascend950)"),
-    ("npu:ascend910a", "ascend", {},
+    ("npu:ascend910a", "ascend", {"dtype": "float16"},
      "arch ascend910a has no npu_fused_infer_attention_score: its document lists Atlas A2 and A3 only (ascend: "
      "ascend910b, ascend910c, ascend950)"),
     ("musa:mp22", "mate_mla", {"mla": True}, "arch mp22 is not supported (mate_mla: mp31)"),

@@ -19,6 +19,7 @@ from hal.backends import ALIASES, BACKENDS
 from hal.capabilities import HeadDims, PageSizes
 from hal.declaration import backend_problem, platform_problem
 from hal.packages import Package
+from hal.platforms import table
 
 ROOT = Path(__file__).parents[1]
 # attribute: (wrong value, what the message must say)
@@ -32,6 +33,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("features", {"sliding_windw"}, "features has 'sliding_windw', expected some of: sliding_window"),
     ("features", ("softcap",), "features is ('softcap',), expected a set of str"),
     ("requires", {"latent"}, "requires has 'latent'"),
+    ("calls", {"appending"}, "calls has 'appending', expected some of: append, rotary"),
+    ("calls", ("append",), "calls is ('append',), expected a set of str"),
+    ("prefill_with", "flash_attn_3", "prefill_with is 'flash_attn_3', expected a tuple of str"),
     ("platforms", ("cuda",), "platforms is ('cuda',), expected a dict of kind -> archs"),
     ("platforms", {"cuda": "sm90"}, "platforms['cuda'] is 'sm90', expected a tuple of str"),
     ("head_dims", 128, "head_dims is 128, expected HeadDims"),
@@ -81,6 +85,14 @@ def test_the_table_holds_right_declarations_under_their_names(name: str) -> None
 
 def test_aliases_name_backends() -> None:
     assert {name for names in ALIASES.values() for name in names} <= set(BACKENDS)
+    assert {name for backend in BACKENDS for name in registry.get(backend).prefill_with} <= set(BACKENDS)
+
+
+def test_the_platforms_data_is_right() -> None:
+    for kind, module in table().items():
+        assert platform_problem(module) is None, kind
+        named = {name for order in getattr(module, "NON_CAUSAL", {}).values() for name in order}
+        assert named <= set(BACKENDS), kind
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -89,6 +101,10 @@ def test_aliases_name_backends() -> None:
     ({"ARCHS": None}, "ARCHS is None, expected a tuple of str"),
     ({"ARCHS": "a"}, "ARCHS is 'a', expected a tuple of str"),
     ({"TORCH_DEVICE": 1}, "TORCH_DEVICE is 1, expected a str"),
+    ({"LACKS": ("bfloat16",)}, "LACKS is ('bfloat16',), expected a dict whose keys are some of: a"),
+    ({"LACKS": {"b": ()}}, "LACKS is {'b': ()}, expected a dict whose keys are some of: a"),
+    ({"LACKS": {"a": ("bf16",)}}, "LACKS['a'] has 'bf16', expected some of: float16, bfloat16, float32"),
+    ({"NON_CAUSAL": {"a": "torch"}}, "NON_CAUSAL['a'] is 'torch', expected a tuple of str"),
 ])
 def test_a_wrong_platform_is_named(change: dict[str, Any], message: str) -> None:
     right = {"KIND": "ypu", "TORCH_DEVICE": "ypu", "ARCHS": ("a",), "priority": print, "probe": print}

@@ -207,7 +207,10 @@ def _pages_mutants(pages: PageSizes) -> Iterator[tuple[str, PageSizes]]:
 
 def _deletions(backend: type[AttentionBackend]) -> Iterator[tuple[str, str, Any]]:
     """(what is taken away, attribute, the attribute without it) for everything a backend declares."""
-    for attribute in ("dtypes", "kv_cache_dtypes", "phases", "attention_types", "packages", "mla_prefill"):
+    for attribute in ("dtypes", "kv_cache_dtypes", "phases", "attention_types", "packages", "mla_prefill",
+                      "prefill_with"):
+        if attribute == "mla_prefill" and not _expanding(backend, True):
+            continue  # selection does not read it
         for value in getattr(backend, attribute):
             label = getattr(value, "distribution", value)
             yield f"{attribute} {label}", attribute, _without(getattr(backend, attribute), value)
@@ -236,7 +239,7 @@ def _deletions(backend: type[AttentionBackend]) -> Iterator[tuple[str, str, Any]
 
 
 def _orders() -> dict[tuple[str, bool, str, tuple[str, ...]], list[str]]:
-    """(platform, mla, phase, order) -> the archs with that order."""
+    """(platform, mla, phase, order) -> the archs with that order. A phase "non-causal" is for NON_CAUSAL's."""
     orders: dict[tuple[str, bool, str, tuple[str, ...]], list[str]] = {}
     for kind, module in table().items():
         for arch in module.ARCHS:
@@ -244,7 +247,20 @@ def _orders() -> dict[tuple[str, bool, str, tuple[str, ...]], list[str]]:
                 for phase in ("prefill", "decode"):
                     key = (kind, mla, phase, tuple(module.priority(arch, mla, phase)))
                     orders.setdefault(key, []).append(arch)
+        for arch, order in getattr(module, "NON_CAUSAL", {}).items():
+            orders.setdefault((kind, False, "non-causal", tuple(order)), []).append(arch)
     return orders
+
+
+def _platform_mutants(green: list[int]) -> Iterator[Mutation]:
+    """What a platform's own data says of an arch, taken away."""
+    for kind, module in table().items():
+        for attribute in ("LACKS", "NON_CAUSAL"):
+            data_of = getattr(module, attribute, {})
+            for arch in data_of:
+                rows = tuple(n for n in green if (_question(n)[1].kind, _question(n)[1].arch) == (kind, arch))
+                yield Mutation(f"{kind} {attribute} {arch}", module, attribute,
+                               {a: v for a, v in data_of.items() if a != arch}, rows)
 
 
 def never_both(first: type[AttentionBackend], second: type[AttentionBackend], kind: str, archs: list[str], mla: bool,
@@ -275,7 +291,8 @@ def never_both(first: type[AttentionBackend], second: type[AttentionBackend], ki
 
 
 def _expanding(backend: type[AttentionBackend], mla: bool) -> bool:
-    return mla and bool(backend.mla_prefill)
+    """It prefills MLA without the cache: not one that has widths for it but prefers its absorbed form (torch)."""
+    return mla and not backend.reads(DEEPSEEK, "prefill")
 
 
 def _serving(number: int, decision: Decision) -> set[str]:
@@ -305,7 +322,8 @@ def mutations() -> tuple[list[Mutation], list[int], dict[str, str]]:
         for index in range(len(order) - 1):
             first, second = order[index], order[index + 1]
             label = f"{kind} {'mla' if mla else 'dense'} {phase} {'/'.join(archs)}: {first} <-> {second}"
-            why = never_both(registry.get(first), registry.get(second), kind, archs, mla, phase)
+            order_of = "prefill" if phase == "non-causal" else phase
+            why = never_both(registry.get(first), registry.get(second), kind, archs, mla, order_of)
             if why:
                 idle[label] = why
                 continue
@@ -314,9 +332,13 @@ def mutations() -> tuple[list[Mutation], list[int], dict[str, str]]:
                          and _serving(number, answers[number]) & {first, second}
                          and _question(number)[1].kind == kind and _question(number)[1].arch in archs
                          and (_question(number)[0].mla is not None) == mla)
+            if phase == "non-causal":
+                found.append(Mutation(label, module, "NON_CAUSAL",
+                                      {**module.NON_CAUSAL, **dict.fromkeys(archs, swapped)}, rows))
+                continue
             priority = _swapped(module.priority, mla, phase, order, swapped)
             found.append(Mutation(label, module, "priority", priority, rows))
-    return found, red, idle
+    return [*found, *_platform_mutants(green)], red, idle
 
 
 def _swapped(priority: Callable[..., Any], mla: bool, phase: str, order: tuple[str, ...],

@@ -74,7 +74,7 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"dtype": "float16"},
      "dtype float16 excluded toy_best (bfloat16); dtype bfloat16 would serve prefill and decode with toy_best"),
     ({"graph_level": "never"}, {"graph": True},
-     "graph True excluded toy_best (graph level never); graph False would serve prefill and decode with toy_best"),
+     "graph True excluded toy_best (graph level never); graph False would serve decode with toy_best"),
     ({"max_decode_query_len": 4}, {"max_decode_query_len": 8},
      "max_decode_query_len 8 excluded toy_best (up to 4); max_decode_query_len 4 would serve decode with toy_best"),
     ({"features": ALL - {"return_softmax_lse"}}, {"return_softmax_lse": True},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_selection import ACCEPTED, BAD_FIELDS, CHOICES, MLA_CHOICES, REASONS
+from data_selection import ACCEPTED, BAD_FIELDS, CHOICES, MLA_CHOICES, NO_BFLOAT16, REASONS
 
 import hal
 from hal import AttentionConfig, LayerKind, MLADims, NoBackendError, plugins, registry
@@ -50,8 +50,16 @@ def toy(name: str, **declared: Any) -> type[AttentionBackend]:
     return backend
 
 
-# graph=True is what the torch backend refuses: toys are then the only ones left on a CPU.
-TOYS_ONLY = AttentionConfig(graph=True)
+def served(device: str) -> AttentionConfig:
+    """The default configuration, in a dtype that the arch has."""
+    return AttentionConfig(dtype="float16") if device in NO_BFLOAT16 else AttentionConfig()
+
+
+@pytest.fixture
+def toys_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No backend of HAL serves the default dtype: toys are then the only ones left on a CPU."""
+    for name in BACKENDS:
+        monkeypatch.setattr(registry.get(name), "dtypes", ("float32",))
 
 
 # --- the choices ---
@@ -59,7 +67,7 @@ TOYS_ONLY = AttentionConfig(graph=True)
 @pytest.mark.parametrize("device", CHOICES)
 def test_automatic_choice(device: str) -> None:
     backend, page_size, package, (other, reason) = CHOICES[device]
-    decision = hal.explain(device=device)
+    decision = hal.explain(served(device), device)
     assert (decision.prefill.chosen, decision.decode.chosen) == (backend, backend)
     assert decision.page_size == page_size
     assert [name for name in decision.needed if not name.startswith("an adapter for ")] == [package] * bool(package)
@@ -72,13 +80,31 @@ def test_automatic_choice(device: str) -> None:
 
 def test_every_arch_is_served_and_says_so() -> None:
     for device in EVERY_ARCH:
-        decision = hal.explain(device=device)
+        decision = hal.explain(served(device), device)
         assert decision.complete, device
         before = decision.candidates[:[c.backend for c in decision.candidates].index(str(decision.chosen))]
         for candidate in before:
             assert f"not {candidate.backend}: {candidate.reasons[0]}" in decision.summary()
         for candidate in decision.candidates:
             assert candidate.backend in str(decision)
+
+
+@pytest.mark.parametrize("device", NO_BFLOAT16)
+def test_a_dtype_that_the_chip_has_not_is_refused_for_every_backend(device: str) -> None:
+    reason = f"dtype bfloat16 is not supported ({device}: float16, float32)"
+    decision = hal.explain(AttentionConfig(), device)
+    for phase in (decision.prefill, decision.decode):
+        assert phase.chosen is None
+        assert all(reason in candidate.reasons for candidate in phase.candidates)
+    [torch] = hal.explain(AttentionConfig(), device, "torch").candidates
+    assert torch.reasons == (reason,)
+    # The way out stands in the error.
+    hint = "dtype bfloat16 excluded torch (float16, float32); dtype float16 would serve prefill and decode with torch"
+    assert [hint.text for hint in decision.hints] == [hint]
+    assert hint in " ".join(str(NoBackendError({"all": decision}, "auto")).split())
+    assert hal.explain(AttentionConfig(dtype="float16"), device).complete
+    assert hal.explain(AttentionConfig(dtype="float32"), device).complete
+    assert hal.explain(AttentionConfig(), "npu:ascend910b").complete
 
 
 @pytest.mark.parametrize(("device", "backend", "config", "reason"), REASONS, ids=lambda v: str(v)[:40])
@@ -154,8 +180,8 @@ def test_every_reason_carries_both_sides() -> None:
                     value, _, supported = reason.partition("(")
                     assert value.strip(), reason
                     assert supported.rstrip().endswith(")"), reason
-                    # A layout's reason names the decode backend.
-                    shared = reason.startswith(("kv_layout ", "q_dtype "))
+                    # A layout's reason names the decode backend; a dtype that the chip has not is the arch's.
+                    shared = reason.startswith(("kv_layout ", "q_dtype ")) or f"({device}: " in reason
                     assert shared or any(name in reason for name in names), reason
                     seen.add(reason.split()[0])
     assert {"platform", "arch", "dtype", "head_dim", "kv_cache_dtype", "page_size", "package", "mla", "graph",
@@ -210,7 +236,7 @@ def test_phases_by_name() -> None:
     ("TORCH_SDPA", "cpu:aarch64", "torch"),
     ("mate", "cuda:sm90", None)])
 def test_alias(alias: str, device: str, backend: str | None) -> None:
-    decision = hal.explain(device=device, backend=alias)
+    decision = hal.explain(served(device), device, backend=alias)
     assert (decision.prefill.chosen, decision.decode.chosen) == (backend, backend)
 
 
@@ -244,33 +270,36 @@ def test_unknown_name_suggests() -> None:
 
 # --- prefill and decode, one cache ---
 
+@pytest.mark.usefixtures("toys_only")
 def test_pair_reads_one_layout() -> None:
     toy("prefill_b", phases=("prefill",), kv_layout="B")
     toy("decode_a", phases=("decode",), kv_layout="A")
     toy("decode_b", phases=("decode",), kv_layout="B")
-    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3")
+    decision = hal.explain(AttentionConfig(), "cpu:x86_64_v3")
     assert (decision.prefill.chosen, decision.decode.chosen) == ("prefill_b", "decode_b")
     assert decision.kv_layout == "B"
-    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3", decode_backend="decode_a")
+    decision = hal.explain(AttentionConfig(), "cpu:x86_64_v3", decode_backend="decode_a")
     assert (decision.prefill.chosen, decision.decode.chosen) == (None, "decode_a")
     reasons = next(c.reasons for c in decision.prefill.candidates if c.backend == "prefill_b")
     assert reasons == ("kv_layout B is not the decode backend's (decode_a: A)",)
     with pytest.raises(NoBackendError, match="kv_layout B is not the decode"):
-        hal.get_attention_impl(TOYS_ONLY, "cpu", prefill_backend="prefill_b", decode_backend="decode_a")
+        hal.get_attention_impl(AttentionConfig(), "cpu", prefill_backend="prefill_b", decode_backend="decode_a")
 
 
+@pytest.mark.usefixtures("toys_only")
 def test_prefill_that_never_reads_the_cache_goes_with_any_layout() -> None:
     toy("ragged", phases=("prefill",), kv_layout="B", reads_cache=False, page_sizes=PageSizes(8, only=(8,)))
     toy("paged", phases=("decode",), kv_layout="A", page_sizes=PageSizes(32, only=(32,)))
-    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3")
+    decision = hal.explain(AttentionConfig(), "cpu:x86_64_v3")
     assert (decision.prefill.chosen, decision.decode.chosen) == ("ragged", "paged")
     assert (decision.page_size, decision.kv_layout) == (32, "A")
     assert (decision.prefill.target, decision.target) == ("ragged.p", "paged.d")
 
 
+@pytest.mark.usefixtures("toys_only")
 def test_phase_is_a_reason() -> None:
     toy("decode_only", phases=("decode",))
-    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3", backend="decode_only")
+    decision = hal.explain(AttentionConfig(), "cpu:x86_64_v3", backend="decode_only")
     assert decision.chosen == "decode_only"
     assert decision.prefill.candidates[0].reasons == ("phase prefill is not supported (decode_only: decode)",)
 
@@ -281,8 +310,9 @@ def decide(choices: Any = None, **kinds: AttentionConfig) -> dict[str, hal.Decis
     return hal.explain_kinds([LayerKind(name, (), config) for name, config in kinds.items()], "cpu:x86_64_v3", choices)
 
 
+@pytest.mark.usefixtures("toys_only")
 def test_kinds_share_one_page_size() -> None:
-    full, sliding = AttentionConfig(graph=True), AttentionConfig(graph=True, sliding_window=8)
+    full, sliding = AttentionConfig(), AttentionConfig(sliding_window=8)
     toy("only_64", page_sizes=PageSizes(64, only=(64,)), features=frozenset())
     toy("only_16", page_sizes=PageSizes(16, only=(16,)))
     alone = decide(full=full)["full"]
@@ -294,6 +324,7 @@ def test_kinds_share_one_page_size() -> None:
     assert reasons["only_64"] == ("page_size 16 is not supported (only_64: 64)",)
 
 
+@pytest.mark.usefixtures("toys_only")
 @pytest.mark.parametrize(("between", "expected"), [(0, {"full": "best_64", "sliding": "any"}),
                                                    (1, {"full": "second_16", "sliding": "second_16"})])
 def test_page_size_with_the_best_ranks_wins(between: int, expected: dict[str, str]) -> None:
@@ -304,17 +335,18 @@ def test_page_size_with_the_best_ranks_wins(between: int, expected: dict[str, st
     for i in range(between):
         toy(f"refuses_{i}", dtypes=("float16",))
     toy("any", page_sizes=PageSizes(64))
-    decisions = decide(full=AttentionConfig(graph=True), sliding=AttentionConfig(graph=True, sliding_window=8))
+    decisions = decide(full=AttentionConfig(), sliding=AttentionConfig(sliding_window=8))
     assert {kind: d.chosen for kind, d in decisions.items()} == expected
     assert len({d.page_size for d in decisions.values()}) == 1
 
 
+@pytest.mark.usefixtures("toys_only")
 def test_kinds_can_be_chosen_apart() -> None:
     from hal.selection import Choice
 
     toy("one")
     toy("two")
-    config = AttentionConfig(graph=True)
+    config = AttentionConfig()
     decisions = decide({"full": Choice("two"), "sliding": Choice()}, full=config, sliding=config)
     assert {kind: d.chosen for kind, d in decisions.items()} == {"full": "two", "sliding": "one"}
 
@@ -406,13 +438,14 @@ def test_sinks_follow_the_package() -> None:
                        "package sglang-kernel is not among --packages (flash-attn-3)")
 
 
+@pytest.mark.usefixtures("toys_only")
 def test_a_package_that_does_not_import_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "halfbroken_vendor.py").write_text("raise RuntimeError('no driver')\n")
     (tmp_path / "whole_vendor.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     toy("needs_broken", packages=(Package("halfbroken-vendor", "halfbroken_vendor", "reinstall it"),))
     toy("needs_whole", packages=(Package("whole-vendor", "whole_vendor", "reinstall it"),))
-    decision = hal.explain(TOYS_ONLY, "cpu")
+    decision = hal.explain(AttentionConfig(), "cpu")
     assert decision.packages == "installed"
     assert decision.chosen == "needs_whole"
     reasons = {c.backend: c.reasons for c in decision.candidates}
@@ -454,11 +487,12 @@ def test_hypothetical_device_is_not_bound() -> None:
 
 # --- registration and plugins ---
 
+@pytest.mark.usefixtures("toys_only")
 def test_register_and_unregister() -> None:
     backend = toy("mine")
     assert registry.names()[-1] == "mine"
     assert registry.get("mine") is backend
-    assert hal.explain(TOYS_ONLY, "cpu:x86_64_v3").chosen == "mine"
+    assert hal.explain(AttentionConfig(), "cpu:x86_64_v3").chosen == "mine"
     registry.unregister_backend("mine")
     assert "mine" not in registry.names()
     with pytest.raises(ValueError, match="'mine' was not registered"):
@@ -519,6 +553,7 @@ def plug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     sys.modules.pop("plugin_of_a_test", None)
 
 
+@pytest.mark.usefixtures("toys_only")
 def test_plugins_come_last_and_never_replace(plug: Any) -> None:
     plug(plugged="plugin_of_a_test:plugged", torch="plugin_of_a_test:torch", misnamed="plugin_of_a_test:other",
          number="plugin_of_a_test:number", broken="plugin_of_a_test_that_is_missing:x")
@@ -532,8 +567,8 @@ def test_plugins_come_last_and_never_replace(plug: Any) -> None:
     assert "ModuleNotFoundError" in failures["broken"]
     with pytest.raises(ValueError, match="'broken' can't be used: plugin broken "):
         hal.explain(device="cpu:x86_64_v3", backend="broken")
-    assert hal.explain(device="cpu:x86_64_v3", backend="torch").chosen == "torch"
-    assert hal.explain(TOYS_ONLY, "cpu:x86_64_v3").chosen == "plugged"
+    assert hal.explain(AttentionConfig(dtype="float32"), "cpu:x86_64_v3", "torch").chosen == "torch"
+    assert hal.explain(AttentionConfig(), "cpu:x86_64_v3").chosen == "plugged"
     toy("registered")
     assert registry.names()[-2:] == ["registered", "plugged"]
 
@@ -602,22 +637,24 @@ def test_config_derived_values() -> None:
 
 # --- what a backend requires, and what is not written yet ---
 
+@pytest.mark.usefixtures("toys_only")
 def test_a_backend_of_mla_alone_needs_mla() -> None:
     toy("latent", requires=frozenset({"mla"}), head_dim_pairs=((576, 512),))
-    refused = hal.explain(TOYS_ONLY, "cpu:x86_64_v3", "latent").candidates[0].reasons
+    refused = hal.explain(AttentionConfig(), "cpu:x86_64_v3", "latent").candidates[0].reasons
     assert refused == ("mla is needed (latent: mla only)",)
-    assert hal.explain(AttentionConfig(graph=True, mla=True), "cpu:x86_64_v3", "latent").chosen == "latent"
+    assert hal.explain(AttentionConfig(mla=True), "cpu:x86_64_v3", "latent").chosen == "latent"
 
 
+@pytest.mark.usefixtures("toys_only")
 def test_expanded_mla_prefills_without_the_cache() -> None:
     """Prefill over expanded K and V takes its own head dims; page size, layout and KV dtype are decode's alone."""
     toy("absorbed", requires=frozenset({"mla"}), head_dim_pairs=((576, 512),), phases=("decode",), kv_layout="latent",
         page_sizes=PageSizes(64, only=(64,)), kv_cache_dtypes=("fp8_e4m3",))
     toy("expanded", features=frozenset(), mla_prefill=((192, 128),), page_sizes=PageSizes(16, only=(16,)))
-    config = AttentionConfig(graph=True, mla=True, kv_cache_dtype="fp8")
+    config = AttentionConfig(mla=True, kv_cache_dtype="fp8")
     decision = hal.explain(config, "cpu:x86_64_v3")
     assert (decision.prefill.chosen, decision.decode.chosen, decision.page_size) == ("expanded", "absorbed", 64)
-    wide = AttentionConfig(graph=True, mla=MLADims(v_head_dim=192))
+    wide = AttentionConfig(mla=MLADims(v_head_dim=192))
     reasons = {c.backend: c.reasons for c in hal.explain(wide, "cpu:x86_64_v3").prefill.candidates}
     assert reasons["expanded"] == ("MLA prefill with head_dim 192 and head_dim_v 192 is not supported "
                                    "(expanded: 192/128)",)
@@ -625,16 +662,17 @@ def test_expanded_mla_prefills_without_the_cache() -> None:
     assert any(reason.startswith("mla ") for reason in reasons["expanded"])
 
 
+@pytest.mark.usefixtures("toys_only")
 def test_a_backend_without_adapter_can_be_asked_about_but_not_used() -> None:
     toy("unwritten", adapter=False)
-    asked = hal.explain(TOYS_ONLY, "cpu:x86_64_v3")
+    asked = hal.explain(AttentionConfig(), "cpu:x86_64_v3")
     assert asked.chosen == "unwritten"
     assert asked.needed == ("an adapter for unwritten (not written yet)",)
-    here = hal.explain(TOYS_ONLY, "cpu")
+    here = hal.explain(AttentionConfig(), "cpu")
     reasons = {c.backend: c.reasons for c in here.candidates}
     assert reasons["unwritten"] == ("adapter is not written yet (unwritten: it can be asked about, not used)",)
     with pytest.raises(NoBackendError, match="adapter is not written yet"):
-        hal.get_attention_impl(TOYS_ONLY, "cpu", "unwritten")
+        hal.get_attention_impl(AttentionConfig(), "cpu", "unwritten")
 
 
 # --- what must not be dropped, and what a pair needs ---
@@ -669,10 +707,11 @@ def test_what_is_no_config_is_refused(config: Any) -> None:
         hal.explain(config, "cpu:x86_64_v3")
 
 
+@pytest.mark.usefixtures("toys_only")
 def test_a_decode_backend_that_no_prefill_goes_with_says_so() -> None:
     toy("lonely", phases=("decode",), kv_layout="its own")
     toy("other")
-    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3")
+    decision = hal.explain(AttentionConfig(), "cpu:x86_64_v3")
     assert decision.chosen == "other"
     reasons = {c.backend: c.reasons for c in decision.candidates}["lonely"]
     assert len(reasons) == 1
@@ -688,10 +727,11 @@ def test_a_pair_makes_queries_one_dtype() -> None:
     assert "q_dtype fp8_e4m3 is not the decode backend's (torch: bfloat16)" in decision.prefill.candidates[0].reasons
 
 
+@pytest.mark.usefixtures("toys_only")
 def test_page_sizes_that_only_a_common_multiple_serves() -> None:
     toy("of_64", phases=("decode",), page_sizes=PageSizes(64, step=64))
     toy("of_48", phases=("prefill",), page_sizes=PageSizes(48, step=48))
-    decision = hal.explain(TOYS_ONLY, "cpu:x86_64_v3")
+    decision = hal.explain(AttentionConfig(), "cpu:x86_64_v3")
     assert (decision.prefill.chosen, decision.decode.chosen, decision.page_size) == ("of_48", "of_64", 192)
 
 
@@ -746,3 +786,88 @@ def test_graph_level_and_query_tokens() -> None:
     assert candidate.reasons == ("graph with max_decode_query_len 4 is not supported (one_token: graph level "
                                  "single-token decode)",)
     assert hal.explain(AttentionConfig(graph=True), "cpu:x86_64_v3", decode_backend="one_token").chosen == "one_token"
+
+
+def test_a_graph_is_asked_of_decode_alone() -> None:
+    """Nobody captures prefill: a backend of graph level never prefills beside one that can be captured."""
+    toy("captured", phases=("decode",))
+    toy("eager", graph_level="never")
+    config = AttentionConfig(graph=True, max_decode_query_len=1)
+    decision = hal.explain(config, "cpu:x86_64_v3", prefill_backend="eager", decode_backend="captured")
+    assert (decision.prefill.chosen, decision.decode.chosen) == ("eager", "captured")
+    decision = hal.explain(config, "cpu:x86_64_v3", "eager")
+    assert decision.prefill.candidates[0].accepted
+    assert decision.decode.candidates[0].reasons == ("graph is not supported (eager: graph level never)",)
+
+
+# --- a name that decodes only, and non-causal orders ---
+
+def test_what_decodes_only_brings_its_prefill_for_mla_alone() -> None:
+    toy("latent", phases=("decode",), requires=frozenset({"mla"}), head_dim_pairs=((576, 512),),
+        prefill_with=("expanded",))
+    toy("expanded", mla_prefill=((192, 128),), features=frozenset())
+    mla = AttentionConfig(mla=True)
+    decision = hal.explain(mla, "cpu:x86_64_v3", "latent")
+    assert (decision.prefill.chosen, decision.decode.chosen) == ("expanded", "latent")
+    assert [c.backend for c in decision.prefill.candidates] == ["latent", "expanded"]
+    assert [c.backend for c in decision.decode.candidates] == ["latent"], "it never decodes in its stead"
+    dense = hal.explain(AttentionConfig(), "cpu:x86_64_v3", "latent")
+    assert [c.backend for c in dense.prefill.candidates] == ["latent"]
+    # Named for prefill alone, or not at all, other rules hold.
+    assert [c.backend for c in hal.explain(mla, "cpu:x86_64_v3", decode_backend="latent",
+                                           prefill_backend="expanded").prefill.candidates] == ["expanded"]
+
+
+def test_non_causal_order_is_the_platforms_where_it_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense attention alone, both phases; what the order leaves out keeps its place after it; hints rank by it too."""
+    toy("toy_first")
+    toy("toy_second", page_sizes=PageSizes(64, only=(64,)))
+    order = ("toy_second", "toy_first")
+    monkeypatch.setattr(table()["cpu"], "priority", lambda arch, mla, phase: ("toy_first", "toy_second"))
+    monkeypatch.setattr(table()["cpu"], "NON_CAUSAL", {"x86_64_v3": order}, raising=False)
+
+    def first(device: str = "cpu:x86_64_v3", **config: Any) -> tuple[str, ...]:
+        decision = hal.explain(AttentionConfig(**config), device)
+        assert [c.backend for c in decision.prefill.candidates] == [c.backend for c in decision.decode.candidates]
+        return tuple(c.backend for c in decision.candidates[:2])
+
+    assert first(causal=False) == order
+    assert first() == order[::-1]
+    assert first("cpu:x86_64_v4", causal=False) == order[::-1]
+    assert first(causal=False, mla=True) == order[::-1]
+    rest = [c.backend for c in hal.explain(AttentionConfig(causal=False), "cpu:x86_64_v3").candidates[2:]]
+    assert rest == list(BACKENDS)
+    [hint] = hal.explain(AttentionConfig(causal=False, page_size=16), "cpu:x86_64_v3").hints
+    assert hint.serves == {"prefill": "toy_second", "decode": "toy_second"}
+    assert hal.explain(AttentionConfig(page_size=16), "cpu:x86_64_v3").hints == ()
+
+
+# --- the vendor's function ---
+
+@pytest.mark.parametrize(("device", "ask", "config", "prefill", "decode"), [
+    ("cuda:sm90", "flashinfer", {}, "BatchPrefillWithPagedKVCacheWrapper.run",
+     "BatchDecodeWithPagedKVCacheWrapper.run"),
+    ("cuda:sm90", "flashinfer", {"mla": True}, "flashinfer.prefill.BatchPrefillWithRaggedKVCacheWrapper.run",
+     "BatchMLAPagedAttentionWrapper.run"),
+    ("cuda:sm90", "flashmla_sparse", {"mla": True, "sparse": True}, "flash_mla_sparse_fwd", "flash_mla_sparse_fwd"),
+    ("cuda:sm90", "flashmla_sparse", {"mla": True, "sparse": True, "kv_cache_dtype": "fp8_ds_mla"},
+     "flash_mla_with_kvcache", "flash_mla_with_kvcache"),
+])
+def test_target_follows_the_configuration(device: str, ask: str, config: dict[str, Any], prefill: str,
+                                          decode: str) -> None:
+    decision = hal.explain(AttentionConfig(**config), device, ask)
+    assert str(decision.prefill.target).endswith(prefill)
+    assert str(decision.decode.target).endswith(decode)
+
+
+# --- one phase alone ---
+
+def test_wave_serves_each_phase_its_own_head_dims() -> None:
+    """SGLang's tests run 64 and 80 in decode, 128 in extend."""
+    ran = "(wave: 128 in prefill; 64, 80 in decode)"
+    for dim, phases in ((64, ["decode"]), (80, ["decode"]), (128, ["prefill"])):
+        decision = hal.explain(AttentionConfig(dtype="float16", page_size=1, head_dim=dim), "rocm:gfx942", "wave")
+        for phase in (decision.prefill, decision.decode):
+            [wave] = phase.candidates
+            own = f"head_dim {dim} in {phase.phase} is not supported {ran}"
+            assert (own in wave.reasons) == (phase.phase not in phases)

@@ -60,6 +60,9 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "attention_type": ("prefix",), "softmax_scale": (0.0, -0.5), "max_decode_query_len": (0,),
     "context_parallel_size": (0,),
 }
+# Backends with an absorbed form that still prefill expanded K and V; torch, which can do both, prefers the absorbed.
+EXPAND_BESIDE_ABSORBED = ("aiter_mla", "aiter_triton_mla", "ascend_mla", "mate_mla")
+NO_BFLOAT16 = (("npu", "ascend910a"), ("npu", "ascend310p"))
 # Backend names, aliases, and what is neither.
 NONSENSE = ("", "AUTO", "flash", "fa5", "torch ", "trtllm-mha")
 
@@ -129,7 +132,8 @@ WANTS: dict[str, Callable[[AttentionConfig], bool]] = {
 
 def expands(backend: type[AttentionBackend], config: AttentionConfig, phase: str) -> bool:
     """MLA's prefill on expanded K and V, which reads no cache."""
-    return phase == "prefill" and config.mla is not None and bool(backend.mla_prefill)
+    beside = "mla" not in backend.features or backend.name in EXPAND_BESIDE_ABSORBED
+    return phase == "prefill" and config.mla is not None and bool(backend.mla_prefill) and beside
 
 
 def excluded(backend: type[AttentionBackend], config: AttentionConfig, platform: Platform, packages: str | None,
@@ -144,6 +148,8 @@ def excluded(backend: type[AttentionBackend], config: AttentionConfig, platform:
         return "phases"
     if config.dtype not in backend.dtypes:
         return "dtypes"
+    if config.dtype == "bfloat16" and (platform.kind, platform.arch) in NO_BFLOAT16:
+        return "the chip's dtypes"
     expanded = expands(backend, config, phase)
     reads = backend.reads_cache and not expanded
     stored = config.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
@@ -171,7 +177,7 @@ def excluded(backend: type[AttentionBackend], config: AttentionConfig, platform:
         return f"features {sorted(wanted - backend.features)}"
     if backend.requires - {feature for feature, wants in WANTS.items() if wants(config)}:
         return "requires"
-    if config.graph and backend.graph_level == "never":
+    if config.graph and phase == "decode" and backend.graph_level == "never":
         return "graph_level"
     if config.attention_type not in backend.attention_types:
         return "attention_types"
@@ -192,10 +198,16 @@ def check(decision: Decision, packages: str | None, choice: dict[str, str]) -> N
     for phase in (decision.prefill, decision.decode):
         wanted = choice.get(f"{phase.phase}_backend", choice.get("backend", "auto"))
         if wanted == "auto":
-            order = table()[platform.kind].priority(platform.arch, config.mla is not None, phase.phase)
+            module = table()[platform.kind]
+            order = module.priority(platform.arch, config.mla is not None, phase.phase)
+            if not config.causal and config.mla is None and platform.kind == "cuda":
+                order = (*module.NON_CAUSAL.get(platform.arch, ()), *order)
             assert [c.backend for c in phase.candidates] == list(dict.fromkeys([*order, *registry.names()]))
         else:
-            assert [c.backend for c in phase.candidates] == registry.resolve(wanted)
+            names = registry.resolve(wanted)
+            brought = [other for name in names for other in registry.get(name).prefill_with]
+            brought = brought if config.mla is not None and phase.phase == "prefill" else []
+            assert [c.backend for c in phase.candidates] == list(dict.fromkeys([*names, *brought]))
         served[phase.phase] = []
         for candidate in phase.candidates:
             backend = registry.get(candidate.backend)
