@@ -36,7 +36,9 @@ class Aiter(AttentionBackend):
     """
 
     name = "aiter"
-    packages = (Package("amd-aiter", "aiter.ops.mha", "build it from ROCm/aiter", metadata=("aiter",)),)
+    # 0.1.10 is the oldest release read whose mha_batch_prefill_func has block_table and seqlen_k.
+    packages = (Package("amd-aiter", "aiter.ops.mha", "build it from ROCm/aiter", minimum="0.1.10",
+                        metadata=("aiter",)),)
     platforms = {"rocm": ("gfx942", "gfx950")}
     head_dims = HeadDims(only=(128, 256))
     page_sizes = PageSizes(16, only=(16, 1024))

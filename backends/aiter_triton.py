@@ -40,8 +40,9 @@ class AiterUnified(AttentionBackend):
     """
 
     name = "aiter_unified"
+    # 0.1.10 is the oldest release read that has the function.
     packages = (Package("amd-aiter", "aiter.ops.triton.attention.unified_attention", "build it from ROCm/aiter",
-                        metadata=("aiter",)),)
+                        minimum="0.1.10", metadata=("aiter",)),)
     platforms = {"rocm": _ARCHS}
     kv_cache_dtypes = ("fp8_e4m3",)
     head_dims = HeadDims(low=32, high=512)  # vLLM: 32 or more; 512 is the widest that aiter's test runs
@@ -75,8 +76,9 @@ class AiterTritonMLA(AttentionBackend):
     """
 
     name = "aiter_triton_mla"
+    # 0.1.13 is the oldest release read that has mla_decode.
     packages = (Package("amd-aiter", "aiter.ops.triton.attention.mla_decode", "build it from ROCm/aiter",
-                        metadata=("aiter",)),)
+                        minimum="0.1.13", metadata=("aiter",)),)
     platforms = {"rocm": _ARCHS}
     kv_cache_dtypes = ("fp8_e4m3", "fp8_e5m2")  # k.dtype.is_fp8(): whatever fp8 the cache is typed as
     head_dim_pairs = ((576, 512),)

@@ -45,7 +45,8 @@ class Ascend(AttentionBackend):
     npu_fused_infer_attention_score_v2). """
 
     name = "ascend"
-    packages = (Package("torch-npu", "torch_npu", "install torch_npu for this torch, and CANN",
+    # From 2.10.0 on npu_scatter_pa_kv_cache always has cache_mode; of the older ones only some post releases.
+    packages = (Package("torch-npu", "torch_npu", "install torch_npu for this torch, and CANN", minimum="2.10.0",
                         metadata=("torch_npu",)),)
     platforms = {"npu": _ARCHS}
     head_dims = HeadDims(only=(64, 128, 192))

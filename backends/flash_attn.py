@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,11 @@ class FlashAttention3(AttentionBackend):
     def bind(cls, config: AttentionConfig, platform: Platform, package: Package | None) -> Bound:
         assert package is not None
         vendor = importlib.import_module(package.module)
+        # No version tells: builds of before and after (203b9b3d of August 2025) all call themselves 3.0.0.
+        flag = "return_softmax_lse" if package is SGLANG else "return_attn_probs"
+        if flag not in inspect.signature(vendor.flash_attn_varlen_func).parameters:
+            raise RuntimeError(f"{package.module}.flash_attn_varlen_func has no {flag} (flash_attn_3: builds of "
+                               f"{package.distribution} from September 2025 on); {package.install}")
         # Never the vendor's function as it is: with a 16-bit cache it ignores descales, with fp8 it wants them
         # spread to [B, Hkv], and asked for the LSE it returns four values.
         kvcache = _fa3_kvcache(vendor.flash_attn_with_kvcache, config, package)
@@ -182,9 +188,9 @@ class FlashAttention2(AttentionBackend):
     """FlashAttention 2. Packed queries over pages go through its varlen function."""
 
     name = "flash_attn_2"
-    # 2.6 brought softcap and the unpadded LSE [Hq, total_q] (its README).
+    # 2.6 brought softcap and the unpadded LSE [Hq, total_q] (its README), 2.6.1 cache_leftpad.
     packages = (Package("flash-attn", "flash_attn.flash_attn_interface", "pip install flash-attn",
-                        minimum="2.6.0", wrong="flash_attn is here, but as flash-attn-4 without version 2"),)
+                        minimum="2.6.1", wrong="flash_attn is here, but as flash-attn-4 without version 2"),)
     platforms = {"cuda": SM80_UP}
     head_dims = HeadDims(low=8, high=256, step=8)
     page_sizes = PageSizes(256, step=256)  # upstream's; vLLM's own build takes multiples of 16

@@ -1,268 +1,59 @@
-"""Every adapter against a recorder that has the vendor functions' real parameter lists.
+"""Every adapter against stand-ins that have the vendor functions' real parameter lists.
 
-This proves the binding of arguments for ONE release of each vendor package (data_signatures.py), on CPU
-tensors and without any kernel: which function is called, with which arguments, and that nothing is dropped.
-It says nothing about numbers, so the backends stay at level "declared".
+This proves what is called, with which arguments, and that nothing is dropped, on CPU tensors and without any kernel;
+test_contracts.py binds the same calls to every release. It says nothing about numbers, so the backends stay at level
+"declared".
 """
 
 from __future__ import annotations
 
-import sys
-import types
+import functools
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
+import adapter_calls
 import pytest
 import torch
-from data_signatures import SCHEMAS, SIGNATURES
+from adapter_calls import (
+    ADAPTERS,
+    HKV,
+    INF,
+    KVCACHE_CHECKED,
+    KVCACHE_REFUSED,
+    KVCACHE_SAMPLES,
+    NEW,
+    PACKED,
+    PAGES,
+    TRANSLATED,
+    VARLEN_CHECKED,
+    VARLEN_REFUSED,
+    VARLEN_SAMPLES,
+    B,
+    D,
+    H,
+    Recorder,
+    ints,
+    kvcache_call,
+    paged_varlen_call,
+    run,
+    varlen_call,
+)
 
-from hal import AttentionConfig, Platform, contract, registry
+from hal import AttentionConfig, contract, registry
 from hal.packages import Package
-
-B, H, HKV, D, PAGES = 2, 4, 2, 128, 3
-INF = float("inf")
-# Adapter -> (backend, vendor module, platform, page size it is called with).
-ADAPTERS = {
-    "fa3": ("flash_attn_3", "flash_attn_interface", "cuda:sm90", 64),
-    "fa3_sglang": ("flash_attn_3", "sgl_kernel.flash_attn", "cuda:sm90", 64),
-    "fa2": ("flash_attn_2", "flash_attn.flash_attn_interface", "cuda:sm80", 256),
-    "mate": ("mate", "mate.mha_interface", "musa:mp31", 64),
-    "aiter": ("aiter", "aiter.ops.mha", "rocm:gfx942", 16),
-    "ascend": ("ascend", "torch_npu", "npu:ascend910b", 128),
-}
-
-
-class Recorder(types.ModuleType):
-    """A vendor module: its functions reject what the real parameter list rejects, and answer with shapes."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-        for function, parameters in SIGNATURES.get(name, ("", {}))[1].items():
-            setattr(self, function, self._function(function, parameters))
-        if name == "torch_npu":
-            for op in SCHEMAS:
-                setattr(self, op, self._op(op))
-
-    def _function(self, name: str, parameters: str) -> Any:
-        scope: dict[str, Any] = {}
-        exec(f"def {name}({parameters}): return locals()", scope)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            arguments = scope[name](*args, **kwargs)
-            self.calls.append((name, arguments))
-            return _answer(self.__name__, name, arguments)
-
-        return call
-
-    def _op(self, name: str) -> Any:
-        schema = torch._C.parse_schema("npu::" + name + SCHEMAS[name].partition(name)[2])
-        by_name = {a.name: a for a in schema.arguments}
-        positional = [a.name for a in schema.arguments if not a.kwarg_only]
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            given = dict(zip(positional, args), **kwargs)
-            assert len(args) <= len(positional), "too many positional arguments"
-            assert given.keys() <= by_name.keys(), f"no such argument: {given.keys() - by_name.keys()}"
-            missing = [n for n, a in by_name.items() if not a.has_default_value() and n not in given]
-            assert not missing, missing
-            for argument, value in given.items():
-                _check_type(argument, str(by_name[argument].type), value)
-            self.calls.append((name, given))
-            if name == "npu_scatter_pa_kv_cache":
-                return None
-            q = given["query"]
-            lse = torch.zeros(*q.shape[:2], 1) if given["softmax_lse_flag"] else torch.empty(0)
-            return torch.zeros(*q.shape[:2], D), lse
-
-        return call
-
-
-def _check_type(name: str, kind: str, value: Any) -> None:
-    if value is None:
-        assert kind.startswith("Optional"), f"{name} may not be None"
-    elif "List[int]" in kind:
-        assert isinstance(value, list), f"{name} {value!r} is no list"
-        assert {type(v) for v in value} <= {int}, f"{name} {value!r} holds other things than ints"
-    elif "Tensor" in kind:
-        assert isinstance(value, torch.Tensor), f"{name} {value!r} is no tensor"
-    else:
-        wanted = kind.removeprefix("Optional[").rstrip("]")
-        assert type(value).__name__ == wanted, f"{name} {value!r} is no {kind}"
-
-
-def _answer(module: str, function: str, a: dict[str, Any]) -> Any:
-    """The vendor's results: kvcache of FlashAttention 3 and MATE adds two, varlen of 2 one; +inf: no keys."""
-    q = a["q"]
-    lse_shape = (q.shape[0], q.shape[2], q.shape[1]) if q.dim() == 4 else (q.shape[1], q.shape[0])
-    out, lse = torch.zeros(*q.shape[:-1], D), torch.zeros(lse_shape)
-    lse.view(-1)[0] = {"mate.mha_interface": -INF}.get(module, INF)
-    if not (a.get("return_softmax_lse") or a.get("return_attn_probs") or a.get("return_lse")):
-        return out
-    if function == "flash_attn_with_kvcache" and module != "flash_attn.flash_attn_interface":
-        return out, lse, torch.empty(0), torch.empty(0)
-    if function == "flash_attn_varlen_func" and module == "flash_attn.flash_attn_interface":
-        return out, lse, None
-    return out, lse
 
 
 @pytest.fixture
-def bind(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """bind(adapter, **config) -> (Bound, Recorder), the vendor module being the recorder."""
+def bind() -> Iterator[Any]:
+    """bind(adapter, **config) -> (Bound, Recorder), the vendor package being the recorder's."""
+    with ExitStack() as stack:
+        def make(adapter: str, **config: Any) -> tuple[Any, Recorder]:
+            recorder = Recorder(ADAPTERS[adapter].module)
+            stack.enter_context(recorder.vendor.installed())
+            return adapter_calls.bind(adapter, recorder, **config), recorder
 
-    def make(adapter: str, **config: Any) -> tuple[Any, Recorder]:
-        name, module, platform, _ = ADAPTERS[adapter]
-        recorder = Recorder(module)
-        monkeypatch.setitem(sys.modules, module, recorder)
-        backend = registry.get(name)
-        package = next(p for p in backend.packages if p.module == module)
-        where = Platform("cpu", Platform.parse(platform).arch, "cpu")
-        settings = AttentionConfig(**{"num_heads": H, "num_kv_heads": HKV, "head_dim": D, **config})
-        return backend.bind(settings, where, package), recorder
-
-    return make
-
-
-def ints(*values: int) -> Any:
-    return torch.tensor(values, dtype=torch.int32)
-
-
-def kvcache_call(adapter: str, **more: Any) -> dict[str, Any]:
-    """A paged decode call that every adapter accepts."""
-    page = ADAPTERS[adapter][3]
-    return {"q": torch.zeros(B, 1, H, D), "k_cache": torch.zeros(8, page, HKV, D),
-            "v_cache": torch.zeros(8, page, HKV, D), "cache_seqlens": ints(5, 7),
-            "page_table": ints(*range(B * PAGES)).reshape(B, PAGES), "causal": True, **more}
-
-
-def varlen_call(adapter: str, **more: Any) -> dict[str, Any]:
-    """A packed prefill call that every adapter accepts: sequences of 2 and 3 tokens."""
-    return {"q": torch.zeros(5, H, D), "k": torch.zeros(5, HKV, D), "v": torch.zeros(5, HKV, D),
-            "cu_seqlens_q": ints(0, 2, 5), "cu_seqlens_k": ints(0, 2, 5), "max_seqlen_q": 3,
-            "max_seqlen_k": 3, "causal": True, **more}
-
-
-def paged_varlen_call(adapter: str, **more: Any) -> dict[str, Any]:
-    call = kvcache_call(adapter)
-    return {**varlen_call(adapter), "k": call["k_cache"], "v": call["v_cache"], "cu_seqlens_k": None,
-            "max_seqlen_k": None, "seqused_k": ints(5, 7), "page_table": call["page_table"], **more}
-
-
-def run(bound: Any, function: str, call: dict[str, Any]) -> Any:
-    return getattr(bound, function)(**call)
-
-
-# --- every argument of the contract: forwarded, adapted or refused ---
-
-PACKED = {"q": torch.zeros(3, H, D), "max_seqlen_q": 2}
-NEW = {"k": torch.zeros(B, 1, HKV, D), "v": torch.zeros(B, 1, HKV, D)}
-# Argument -> (a value that is not the default, what must come with it).
-KVCACHE_SAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "k": (torch.ones(B, 1, HKV, D), {"v": NEW["v"]}),
-    "v": (torch.ones(B, 1, HKV, D), {"k": NEW["k"]}),
-    "qv": (torch.ones(B, 1, H, 512), {}),
-    "rotary_cos": (torch.ones(512, 8), NEW),
-    "rotary_sin": (torch.ones(512, 8), NEW),
-    "cache_seqlens": (ints(6, 8), {}),
-    "cache_batch_idx": (ints(1, 0), {}),
-    "cache_leftpad": (ints(1, 0), {}),
-    "page_table": (ints(*range(6, 0, -1)).reshape(2, 3), {}),
-    "cu_seqlens_q": (ints(0, 1, 3), PACKED),
-    "cu_seqlens_k_new": (ints(0, 1, 2), NEW),
-    "max_seqlen_q": (1, {}),
-    "rotary_seqlens": (ints(1, 1), NEW),
-    "q_descale": (torch.full((B, HKV), 2.0), {}),
-    "k_descale": (torch.full((B, HKV), 2.0), {}),
-    "v_descale": (torch.full((B, HKV), 2.0), {}),
-    "softmax_scale": (0.25, {}),
-    "causal": (False, {"q": torch.zeros(B, 3, H, D)}),
-    "window_size": ((2, 0), {}),
-    "attention_chunk": (4, {}),
-    "softcap": (30.0, {}),
-    "rotary_interleaved": (False, NEW),
-    "scheduler_metadata": (ints(1, 2, 3), {}),
-    "num_splits": (3, {}),
-    "pack_gqa": (True, {}),
-    "sm_margin": (2, {}),
-    "return_softmax_lse": (True, {}),
-    "sinks": (torch.ones(H, dtype=torch.bfloat16), {"window_size": (2, 0)}),
-    "out": (torch.ones(B, 1, H, D), {}),
-    "tree_mask": (torch.ones(B, 1, 1, dtype=torch.bool), {}),
-    "mm_prefix_ranges": (ints(0, 2, 0, 2).reshape(2, 1, 2), {}),
-    "sparse_indices": (ints(1, 2).reshape(2, 1), {}),
-    "cp_world_size": (2, {}),
-    "cp_rank": (1, {}),
-    "cp_tot_seqused_k": (ints(9, 9), {}),
-}
-_HINTS = {"scheduler_metadata", "pack_gqa", "sm_margin"}
-_DESCALES = {"q_descale", "k_descale", "v_descale"}
-_EXTENSIONS = {"tree_mask", "mm_prefix_ranges", "sparse_indices", "cp_world_size", "cp_rank",
-               "cp_tot_seqused_k"}
-_APPEND = {"k", "v", "rotary_cos", "rotary_sin", "rotary_seqlens", "rotary_interleaved", "cu_seqlens_k_new"}
-_ROWS = {"cache_batch_idx", "cache_leftpad"}
-KVCACHE_REFUSED = {
-    "fa3": _DESCALES | _EXTENSIONS | {"qv", "sinks", "out"},
-    "fa3_sglang": _DESCALES | _EXTENSIONS | {"qv", "out"},
-    "fa2": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | {"qv", "rotary_seqlens", "cu_seqlens_k_new",
-                                                       "attention_chunk", "sinks", "out"},
-    "mate": _DESCALES | _EXTENSIONS | {"qv", "attention_chunk", "out"},
-    "aiter": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {"qv", "num_splits", "attention_chunk",
-                                                                   "sinks", "out"},
-    "ascend": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {"qv", "num_splits", "attention_chunk",
-                                                                    "sinks", "out", "softcap", "window_size",
-                                                                    "causal"},
-}
-# Accepted although nothing of the call changes: what it says is checked against q, or held by the lengths.
-KVCACHE_CHECKED = {"fa2": {"max_seqlen_q"}, "aiter": {"max_seqlen_q"}, "ascend": {"max_seqlen_q"}}
-
-VARLEN_SAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "cu_seqlens_k": (ints(0, 3, 6), {}),
-    "max_seqlen_q": (4, {}),
-    "max_seqlen_k": (4, {}),
-    "seqused_q": (ints(1, 1), {}),
-    "seqused_k": (ints(2, 3), {}),
-    "softmax_scale": (0.25, {}),
-    "causal": (False, {}),
-    "qv": (torch.ones(5, H, 512), {}),
-    "q_descale": (torch.full((B, HKV), 2.0), {}),
-    "k_descale": (torch.full((B, HKV), 2.0), {}),
-    "v_descale": (torch.full((B, HKV), 2.0), {}),
-    "window_size": ((2, 0), {}),
-    "attention_chunk": (4, {}),
-    "softcap": (30.0, {}),
-    "num_splits": (3, {}),
-    "pack_gqa": (True, {}),
-    "deterministic": (True, {}),
-    "sm_margin": (2, {}),
-    "return_attn_probs": (True, {}),
-    "return_softmax_lse": (True, {}),
-    "page_table": (ints(*range(6)).reshape(2, 3), {}),  # in a call with pages for k and v
-    "sinks": (torch.ones(H, dtype=torch.bfloat16), {"window_size": (2, 0)}),
-    "out": (torch.ones(5, H, D), {}),
-    "tree_mask": (torch.ones(5, 3, dtype=torch.bool), {}),
-    "mm_prefix_ranges": (ints(0, 2, 0, 2).reshape(2, 1, 2), {}),
-    "sparse_indices": (torch.ones(5, 1, dtype=torch.int32), {}),
-    "cp_world_size": (2, {}),
-    "cp_rank": (1, {}),
-    "cp_tot_seqused_k": (ints(9, 9), {}),
-}
-_VARLEN_HINTS = {"pack_gqa", "sm_margin", "num_splits"}
-_SEQUSED = {"seqused_q", "seqused_k"}  # seqused_k without page_table
-VARLEN_REFUSED = {
-    "fa3": _DESCALES | _EXTENSIONS | {"qv", "sinks", "out"},
-    "fa3_sglang": _DESCALES | _EXTENSIONS | {"qv", "out", "deterministic"},
-    "fa2": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks", "out"},
-    "mate": _DESCALES | _EXTENSIONS | {"qv", "attention_chunk"},
-    "aiter": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks"},
-    "ascend": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks", "out",
-                                                                    "softcap", "window_size", "causal",
-                                                                    "deterministic"},
-}
-VARLEN_CHECKED = {"ascend": {"max_seqlen_q", "max_seqlen_k"}}
-
-
-# Tensors that the vendor gets as something else: Ascend's op wants lengths as lists from the host.
-# aiter's wants exactly one row of the page table a sequence.
-TRANSLATED = {"ascend": {"cache_seqlens", "cu_seqlens_q", "cu_seqlens_k"}, "aiter": {"page_table"}}
+        yield make
 
 
 def test_samples_cover_the_contract() -> None:
@@ -525,10 +316,8 @@ def test_aiter_reads_pages_through_batch_prefill(bind: Any) -> None:
 def test_aiter_lse_of_batched_queries_is_per_sequence(bind: Any) -> None:
     bound, recorder = bind("aiter", return_softmax_lse=True)
     lse = torch.arange(H * B * 3, dtype=torch.float32).reshape(H, B * 3)
-    recorder.mha_batch_prefill_func = lambda *a, **k: (torch.zeros(B * 3, H, D), lse.clone())
-    backend = registry.get("aiter")
-    bound = backend.bind(AttentionConfig(num_heads=H, num_kv_heads=HKV), Platform("cpu", None, "cpu"),
-                         backend.packages[0])
+    answer = torch.zeros(B * 3, H, D), lse.clone()
+    recorder.vendor.semantics["aiter.ops.mha.mha_batch_prefill_func"] = lambda a: answer
     _, result = run(bound, "flash_attn_with_kvcache", kvcache_call("aiter", q=torch.zeros(B, 3, H, D),
                                                                    return_softmax_lse=True))
     for b in range(B):
@@ -658,8 +447,11 @@ def test_adapters_stay_declared() -> None:
 
 
 def test_recorders_have_the_real_parameters() -> None:
-    recorder = Recorder("flash_attn.flash_attn_interface")
+    module = Recorder("flash_attn.flash_attn_interface").module
     with pytest.raises(TypeError, match="page_table"):
-        recorder.flash_attn_with_kvcache(torch.zeros(1, 1, 1, 1), None, None, page_table=None)
-    with pytest.raises(AssertionError, match="actual_seq_qlen"):
-        Recorder("torch_npu").npu_fused_infer_attention_score(None, None, None, actual_seq_qlen=[1])
+        module.flash_attn_with_kvcache(torch.zeros(1, 1, 1, 1), None, None, page_table=None)
+    op = functools.partial(Recorder("torch_npu").module.npu_fused_infer_attention_score, *[torch.zeros(1, 1, D)] * 3)
+    with pytest.raises(TypeError, match="actual_seq_qlen"):
+        op(actual_seq_qlen=[1])
+    with pytest.raises(TypeError, match="actual_seq_lengths must be"):
+        op(actual_seq_lengths=ints(1))

@@ -76,8 +76,8 @@ def test_mla_prefill_reads_no_latent_cache(backend: str, arch: str, module: str,
     """An fp8 cache is decode's: expanded K and V are 16-bit, and the kvcache function is refused by name."""
     import torch
     vendor: Any = types.ModuleType(module)
-    vendor.flash_attn_with_kvcache = vendor.flash_attn_varlen_func = lambda q, k, v, *a, **given: q.new_zeros(
-        *q.shape[:-1], v.shape[-1])
+    vendor.flash_attn_with_kvcache = vendor.flash_attn_varlen_func = (
+        lambda q, k, v, *a, return_attn_probs=False, **given: q.new_zeros(*q.shape[:-1], v.shape[-1]))
     monkeypatch.setitem(sys.modules, module, vendor)
     cls = registry.get(backend)
     package = next(p for p in cls.packages if p.module == module)
@@ -90,3 +90,14 @@ def test_mla_prefill_reads_no_latent_cache(backend: str, arch: str, module: str,
         bound.flash_attn_varlen_func(q, k, v, cu, cu, 5, 5, causal=True, k_descale=2.0)
     with pytest.raises(ValueError, match=f"flash_attn_with_kvcache is not supported for MLA .{backend}: "):
         bound.flash_attn_with_kvcache(q, k, v, cache_seqlens=cu)
+
+
+def test_a_build_of_version_3_from_before_return_attn_probs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its version number does not tell; every varlen call would be a TypeError."""
+    vendor: Any = types.ModuleType("flash_attn_interface")
+    vendor.flash_attn_with_kvcache = vendor.flash_attn_varlen_func = lambda q, k, v: q
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", vendor)
+    cls = registry.get("flash_attn_3")
+    with pytest.raises(RuntimeError, match=r"flash_attn_varlen_func has no return_attn_probs \(flash_attn_3: builds of "
+                                           "flash-attn-3 from September 2025 on"):
+        cls.bind(AttentionConfig(), Platform("cuda", "sm90", "cuda"), cls.packages[0])

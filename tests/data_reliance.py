@@ -1,0 +1,188 @@
+"""What every adapter relies on: how it calls each vendor function, and the vendor's defaults it counts on.
+
+Held from both sides (test_contracts.py): the recorded calls must be exactly these, and every claimed release in
+ci/contracts must have all of it. `sometimes`: passed where HAL's caller gives them. A new parameter of a release turns
+a test red until somebody has read what it does and adds its default here.
+"""
+
+from __future__ import annotations
+
+import ast
+
+from contract_data import Reliance
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _reliance(positional: str = "", always: str = "", sometimes: str = "", defaults: str = "") -> Reliance:
+    call = ast.parse(f"f({defaults})", mode="eval").body
+    assert isinstance(call, ast.Call)
+    return Reliance(_names(positional), frozenset(_names(always)), frozenset(_names(sometimes)),
+                    {str(word.arg): ast.unparse(word.value) for word in call.keywords})
+
+
+# (adapter of adapter_calls.py, vendor function) -> how it is called.
+RELIANCE = {
+    ("fa3", "flash_attn_interface.flash_attn_with_kvcache"): _reliance(
+        positional="q, k_cache, v_cache",
+        always="k, return_softmax_lse, softmax_scale, v",
+        sometimes=("attention_chunk, cache_batch_idx, cache_leftpad, cache_seqlens, causal, cu_seqlens_k_new, "
+                   "cu_seqlens_q, k_descale, max_seqlen_q, num_splits, pack_gqa, page_table, q_descale, rotary_cos, "
+                   "rotary_interleaved, rotary_seqlens, rotary_sin, scheduler_metadata, sm_margin, softcap, "
+                   "v_descale, window_size"),
+        defaults=("qv=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None, "
+                  "cache_leftpad=None, page_table=None, cu_seqlens_q=None, cu_seqlens_k_new=None, max_seqlen_q=None, "
+                  "rotary_seqlens=None, q_descale=None, k_descale=None, v_descale=None, causal=False, "
+                  "window_size=(-1, -1), attention_chunk=0, softcap=0.0, rotary_interleaved=True, "
+                  "scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0"),
+    ),
+    ("fa3", "flash_attn_interface.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
+        always="return_attn_probs, seqused_k, seqused_q, softmax_scale",
+        sometimes=("attention_chunk, causal, deterministic, k_descale, num_splits, pack_gqa, q_descale, sm_margin, "
+                   "softcap, v_descale, window_size"),
+        defaults=("causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None, window_size=(-1, -1), "
+                  "attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0"),
+    ),
+    ("fa3_sglang", "sgl_kernel.flash_attn.flash_attn_with_kvcache"): _reliance(
+        positional="q, k_cache, v_cache",
+        always="k, return_softmax_lse, softmax_scale, v",
+        sometimes=("attention_chunk, cache_batch_idx, cache_leftpad, cache_seqlens, causal, cu_seqlens_k_new, "
+                   "cu_seqlens_q, k_descale, max_seqlen_q, num_splits, pack_gqa, page_table, q_descale, rotary_cos, "
+                   "rotary_interleaved, rotary_seqlens, rotary_sin, scheduler_metadata, sinks, sm_margin, softcap, "
+                   "v_descale, window_size"),
+        defaults=("qv=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None, "
+                  "cache_leftpad=None, page_table=None, cu_seqlens_q=None, cu_seqlens_k_new=None, max_seqlen_q=None, "
+                  "rotary_seqlens=None, q_descale=None, k_descale=None, v_descale=None, causal=False, "
+                  "window_size=(-1, -1), attention_chunk=None, softcap=0.0, rotary_interleaved=True, "
+                  "scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0, sinks=None, score_mod=None, "
+                  "aux_tensors=None, ver=3, only_qv=False, out=None"),
+    ),
+    ("fa3_sglang", "sgl_kernel.flash_attn.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
+        always="return_softmax_lse, seqused_k, seqused_q, softmax_scale",
+        sometimes=("attention_chunk, causal, k_descale, num_splits, pack_gqa, q_descale, sinks, sm_margin, softcap, "
+                   "v_descale, window_size"),
+        defaults=("page_table=None, causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None, "
+                  "window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, sm_margin=0, "
+                  "sinks=None, score_mod=None, aux_tensors=None, ver=3, only_qv=False, out=None"),
+    ),
+    ("fa2", "flash_attn.flash_attn_interface.flash_attn_with_kvcache"): _reliance(
+        positional="q, k_cache, v_cache",
+        always="block_table, cache_seqlens, k, return_softmax_lse, softmax_scale, v",
+        sometimes=("cache_batch_idx, cache_leftpad, causal, num_splits, rotary_cos, rotary_interleaved, rotary_sin, "
+                   "softcap, window_size"),
+        defaults=("rotary_cos=None, rotary_sin=None, cache_batch_idx=None, causal=False, window_size=(-1, -1), "
+                  "softcap=0.0, rotary_interleaved=True, alibi_slopes=None, num_splits=0, cache_leftpad=None"),
+    ),
+    ("fa2", "flash_attn.flash_attn_interface.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
+        always="block_table, return_attn_probs, softmax_scale",
+        sometimes="causal, deterministic, softcap, window_size",
+        defaults=("dropout_p=0.0, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, "
+                  "deterministic=False"),
+    ),
+    ("mate", "mate.mha_interface.flash_attn_with_kvcache"): _reliance(
+        positional="q, k_cache, v_cache",
+        always="causal, cu_seqlens_k_new, k, learnable_sink, return_softmax_lse, softmax_scale, v, window_size",
+        sometimes=("cache_batch_idx, cache_leftpad, cache_seqlens, cu_seqlens_q, max_seqlen_q, num_splits, pack_gqa, "
+                   "page_table, rotary_cos, rotary_interleaved, rotary_seqlens, rotary_sin, scheduler_metadata, "
+                   "sm_margin, softcap"),
+        defaults=("qv=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None, "
+                  "cache_leftpad=None, page_table=None, cu_seqlens_q=None, max_seqlen_q=None, rotary_seqlens=None, "
+                  "q_descale=None, k_descale=None, v_descale=None, attention_chunk=0, softcap=0.0, "
+                  "rotary_interleaved=True, scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0, "
+                  "cp_world_size=1, cp_rank=0, cp_tot_seqused_k=None"),
+    ),
+    ("mate", "mate.mha_interface.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
+        always="causal, learnable_sink, num_splits, return_softmax_lse, softmax_scale, window_size",
+        sometimes="deterministic, out, pack_gqa, page_table, seqused_k, seqused_q, sm_margin, softcap",
+        defaults=("seqused_q=None, seqused_k=None, qv=None, q_descale=None, k_descale=None, v_descale=None, "
+                  "attention_chunk=0, softcap=0.0, scheduler_metadata=None, pack_gqa=None, deterministic=False, "
+                  "sm_margin=0, return_attn_probs=False, backend='auto', cp_world_size=1, cp_rank=0, "
+                  "cp_tot_seqused_k=None, page_table=None, out=None"),
+    ),
+    ("aiter", "aiter.ops.mha.mha_batch_prefill_func"): _reliance(
+        positional="q, k, v, cu_seqlens_q, kv_indptr, kv_page_indices, max_seqlen_q, max_seqlen_k",
+        always="block_table, causal, logits_soft_cap, out, return_lse, seqlen_k, softmax_scale, window_size",
+        defaults=("dropout_p=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, q_descale=None, "
+                  "k_descale=None, v_descale=None, kv_last_page_lens=None, sink_ptr=None, kv_block_descale=None, "
+                  "sink_size=0"),
+    ),
+    ("aiter", "aiter.ops.mha.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
+        always="causal, deterministic, logits_soft_cap, out, return_lse, softmax_scale, window_size",
+        defaults=("min_seqlen_q=0, dropout_p=0.0, bias=None, alibi_slopes=None, return_attn_probs=False, "
+                  "how_v3_bf16_cvt=1, block_table=None, cu_seqlens_q_padded=None, cu_seqlens_k_padded=None, "
+                  "sink_ptr=None"),
+    ),
+    ("ascend", "torch_npu.npu_fused_infer_attention_score"): _reliance(
+        positional="query, key, value",
+        always=("actual_seq_lengths, actual_seq_lengths_kv, atten_mask, block_size, block_table, input_layout, "
+                "num_heads, num_key_value_heads, scale, softmax_lse_flag, sparse_mode"),
+        defaults=("pse_shift=None, dequant_scale1=None, quant_scale1=None, dequant_scale2=None, quant_scale2=None, "
+                  "quant_offset2=None, antiquant_scale=None, antiquant_offset=None, key_antiquant_scale=None, "
+                  "key_antiquant_offset=None, value_antiquant_scale=None, value_antiquant_offset=None, "
+                  "query_padding_size=None, kv_padding_size=None, key_shared_prefix=None, value_shared_prefix=None, "
+                  "actual_shared_prefix_len=None, query_rope=None, key_rope=None, key_rope_antiquant_scale=None, "
+                  "pre_tokens=2147483647, next_tokens=2147483647, inner_precise=0, antiquant_mode=0, "
+                  "key_antiquant_mode=0, value_antiquant_mode=0"),
+    ),
+    ("ascend", "torch_npu.npu_scatter_pa_kv_cache"): _reliance(
+        always="cache_mode, key, key_cache, slot_mapping, value, value_cache",
+        defaults="compress_lens=None, compress_seq_offsets=None, seq_lens=None",
+    ),
+}
+
+_FACTORY = "out=None, dtype=None, layout=None, device=None, pin_memory=False, requires_grad=False"
+# torch's own functions, wherever a backend calls one: a form for every way in which it is called.
+TORCH = {
+    "torch.arange": (
+        _reliance("end", always="device", defaults=_FACTORY),
+        _reliance("start, end", always="device", defaults=_FACTORY),
+        _reliance("start, end, step", always="device, dtype", defaults=_FACTORY),
+    ),
+    "torch.cat": (_reliance("tensors", always="dim", defaults="out=None"),),
+    "torch.exp": (_reliance("input", defaults="out=None"),),
+    "torch.full": (
+        _reliance("size, fill_value", always="device", defaults=_FACTORY),
+        _reliance("size, fill_value", always="device, dtype", defaults=_FACTORY),
+    ),
+    "torch.full_like": (_reliance("input, fill_value", defaults=_FACTORY + ", memory_format=None"),),
+    "torch.logaddexp": (_reliance("input, other", defaults="out=None"),),
+    "torch.logsumexp": (_reliance("input", always="dim", defaults="keepdim=False, out=None"),),
+    "torch.nn.functional.pad": (_reliance("input, pad", defaults="mode='constant', value=None"),),
+    "torch.nn.functional.scaled_dot_product_attention": (
+        _reliance("query, key, value", always="scale",
+                  defaults="attn_mask=None, dropout_p=0.0, is_causal=False, enable_gqa=False"),
+        _reliance("query, key, value", always="attn_mask, enable_gqa, is_causal, scale", defaults="dropout_p=0.0"),
+    ),
+    "torch.ones": (_reliance("size, size", always="device, dtype", defaults=_FACTORY),),
+    "torch.stack": (_reliance("tensors", always="dim", defaults="out=None"),),
+    "torch.tanh": (_reliance("input", defaults="out=None"),),
+    "torch.tensor": (_reliance("data", always="device", defaults="dtype=None, requires_grad=False, pin_memory=False"),),
+    "torch.triu": (_reliance("input, diagonal", defaults="out=None"),),
+    "torch.where": (_reliance("condition, input, other", defaults="out=None"),),
+    "torch.zeros": (
+        _reliance("size", always="device, dtype", defaults=_FACTORY),
+        _reliance("size, size, size", always="device, dtype", defaults=_FACTORY),
+    ),
+}
+
+# An argument of HAL's contract that is left to the vendor where the caller leaves it out: the two defaults must be the
+# same. (adapter, vendor function, parameter) -> (contract's, vendor's, why that is the same nevertheless)
+OTHER_DEFAULTS = {
+    ("fa3_sglang", "sgl_kernel.flash_attn.flash_attn_with_kvcache", "attention_chunk"):
+        ("0", "None", "the function turns None into 0"),
+}
+
+# (package, release, adapter or backend, function) -> the parameters it lacks, "" where it lacks the function. The
+# release is in the range that the backend's Package claims and can't be served: each row is a finding. A row whose
+# release fits, or is no longer claimed, turns a test red: delete it then.
+GAPS = {
+    # Both builds say they are version 3.0.0.b1 and 3.0.0, so no minimum can tell them apart: bind refuses the older.
+    ("flash-attn-3", "git v2.8.3.post1", "fa3", "flash_attn_interface.flash_attn_varlen_func"): ("return_attn_probs",),
+}
