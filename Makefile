@@ -62,7 +62,7 @@ $(stamp): .venv/made-with pyproject.toml constraints.txt
 ifneq ($(TORCH),none)
 	$(pip) install -c .venv/constraints.txt "$(TORCH)"
 endif
-	$(pip) install -q -c .venv/constraints.txt -e ".[generate,test,lint]"
+	$(pip) install -q -c .venv/constraints.txt -e ".[generate,bench,test,lint]"
 	$(pip) install -q -c .venv/constraints.txt --no-deps accelerate psutil
 	@.venv/bin/python ci/check_torch.py "$(TORCH)"
 	@touch $@

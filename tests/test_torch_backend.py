@@ -42,7 +42,7 @@ def run(function: str, args: dict[str, Any], lse: bool, label: str) -> None:
     assert (got[0] if lse else got).data_ptr() == out.data_ptr(), f"{label}: out was not written in place"
     want = getattr(oracle, function)(**copies[1], return_softmax_lse=True)
     rough = getattr(eager(dtype), function)(**copies[2], return_softmax_lse=True)
-    judge(got if lse else (got, None), want, rough, rows, args.get("cu_seqlens_q") is not None, label,
+    judge(got if lse else (got, None), want, rough, rows, args.get("cu_seqlens_q") is not None, label, dtype,
           rotary="rotary_cos" in args)
     for name in ("k_cache", "v_cache"):
         if name in args:
