@@ -1,0 +1,1 @@
+"""hal bench: what each backend's kernels take on given shapes, beside peers and beside the limits of the device."""
