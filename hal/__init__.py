@@ -26,6 +26,7 @@ _PUBLIC = {
     "detect": "hal.platform",
     "explain": "hal.selection",
     "explain_kinds": "hal.selection",
+    "forward_context": "hal.context",
     "from_cli_args": "hal.cli_args",
     "get_attention_impl": "hal.attention",
     "get_attention_impls": "hal.attention",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from hal.config import AttentionConfig as AttentionConfig
     from hal.config import LayerKind as LayerKind
     from hal.config import MLADims as MLADims
+    from hal.context import forward_context as forward_context
     from hal.decision import Decision as Decision
     from hal.decision import NoBackendError as NoBackendError
     from hal.merge import merge_attention_states as merge_attention_states

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hal import env, registry
 from hal.backend import AttentionBackend, Bound
@@ -15,6 +15,9 @@ from hal.packages import Packages
 from hal.platform import Platform, detect
 from hal.selection import Choice, explain_kinds
 from hal.torch_import import load_extension
+
+if TYPE_CHECKING:
+    from hal.graph import GraphState
 
 logger = logging.getLogger("hal")
 
@@ -76,6 +79,19 @@ class AttentionImpl:
         assert size is not None
         return self._cache_owner.new_kv_cache(self.config, self.platform.torch_device, num_pages, size)
 
+    def graph_state(self, max_batch: int, max_tokens: int, max_pages: int, padding_page: int = 0) -> GraphState:
+        """Static buffers for capturing decode in graphs: see hal.graph.
+
+        max_batch: sequences. max_tokens: query tokens of all of them together. max_pages: pages of one sequence.
+        padding_page: the page that rows beyond the batch name; they write to it where calls append and may read it, so
+        nothing may live there (engines keep page 0 for this).
+        Raises ValueError, with both sides, for what is over the decode backend's graph level.
+        """
+        from hal.graph import GraphState
+
+        return GraphState(self._cache_owner, self.platform.torch_device, self.decision.page_size, max_batch, max_tokens,
+                          max_pages, padding_page)
+
     def __repr__(self) -> str:
         return f"<hal.AttentionImpl {self.decision.summary()}>"
 
@@ -90,13 +106,16 @@ def _bind(backend: type[AttentionBackend], decision: Decision, packages: Package
     except (Exception, SystemExit) as error:
         raise BindError(f"backend {backend.name} passed selection on {decision.platform} but could not be bound: "
                            f"{type(error).__name__}: {error}") from error
+    functions = {"flash_attn_with_kvcache": bound.flash_attn_with_kvcache,
+                 "flash_attn_varlen_func": bound.flash_attn_varlen_func}
     if env.get("HAL_CHECK"):
+        from hal.context import verified
         from hal.validation import checked
 
-        bound = Bound(*(checked(function, decision.config, name) for name, function in (
-            ("flash_attn_with_kvcache", bound.flash_attn_with_kvcache),
-            ("flash_attn_varlen_func", bound.flash_attn_varlen_func))))
-    return BoundPhase(backend, bound)
+        functions = {name: verified(checked(function, decision.config, name)) for name, function in functions.items()}
+    from hal.custom_ops import compilable  # imports torch, which bind has loaded by now
+
+    return BoundPhase(backend, Bound(**{name: compilable(function, name) for name, function in functions.items()}))
 
 
 def get_attention_impl(config: AttentionConfig | None = None, device: str | Platform = "auto", backend: str = "auto",

@@ -42,6 +42,9 @@ def backend_problem(cls: Any) -> str | None:
     most = cls.max_decode_query_len
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
         return f"max_decode_query_len is {most!r}, expected a whole number >= 1, or None for any"
+    padding = cls.graph_padding_length
+    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        return f"graph_padding_length is {padding!r}, expected a whole number >= 0"
     if cls.graph_level not in GRAPH_LEVELS:
         return f"graph_level is {cls.graph_level!r}, expected one of: {', '.join(GRAPH_LEVELS)}"
     for name in ("head_dim_pairs", "mla_prefill"):

@@ -13,7 +13,8 @@ from hal.declaration import platform_problem
 KINDS = ("musa", "npu", "rocm", "cuda", "cpu")
 # What a platform file, or the object a plugin's entry point names, must have. Optional: EXTENSION, the package that
 # gives torch these devices; LACKS, arch -> dtypes that it has not; NON_CAUSAL, arch -> the order of backends for dense
-# attention that is not causal, where it is not what priority() says.
+# attention that is not causal, where it is not what priority() says; current_stream(device), where torch.accelerator
+# does not know it.
 ATTRIBUTES = ("KIND", "TORCH_DEVICE", "ARCHS", "priority", "probe")
 
 

@@ -47,6 +47,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("max_decode_query_len", "1", "max_decode_query_len is '1', expected a whole number >= 1, or None for any"),
     ("max_decode_query_len", 0, "max_decode_query_len is 0"),
     ("graph_level", "full", "graph_level is 'full', expected one of: never"),
+    ("graph_padding_length", -1, "graph_padding_length is -1, expected a whole number >= 0"),
     ("levels", {"cuda": "certified"}, "levels has 'certified', expected one of: declared"),
     ("targets", {}, "targets has no vendor function for prefill, decode (it has: none)"),
     ("kv_layout", None, "kv_layout is None, expected str"),
