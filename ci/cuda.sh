@@ -1,5 +1,15 @@
 #!/usr/bin/env bash
-# NVIDIA GPUs: is it here, and are its results right? Ends PASSED, FAILED or NOT RUN: reason.
+# NVIDIA GPUs: is it here, are its results right, and how fast are they? Ends PASSED, FAILED or NOT RUN: reason.
+# The whole grid unless --quick is given, then `hal bench`; its report goes to docs/evidence/ too.
 # shellcheck source=ci/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-verify_platform cuda nvidia-smi --query-gpu=driver_version --format=csv,noheader
+mode=full
+read_options "$@"
+find_platform cuda
+verify cuda nvidia-smi --query-gpu=driver_version --format=csv,noheader
+report=$(record_name bench cuda)
+only=()
+[ ${#backends[@]} -eq 0 ] || only=(--backend "$(IFS=, && echo "${backends[*]}")")
+limited "$python" -m hal bench --device cuda --json "$report" "${only[@]+"${only[@]}"}" || failed "hal bench failed: $report"
+echo "report: $report"
+echo PASSED

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The long run, on demand: the randomized tests with many fresh seeds. Leaves a dated log in docs/evidence/.
+# The long run, on demand: the randomized tests with many fresh seeds, and every fault and mutant of the torch backend
+# against the whole conformance grid. Leaves a dated log in docs/evidence/.
 set -u -o pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 mkdir -p ci/logs docs/evidence
@@ -14,7 +15,7 @@ log=docs/evidence/tests-$(date -u +%F).log
     echo "HAL_TEST_SEEDS: $seeds"
 } >"$log"
 # Only the end is kept, without the progress and without paths of this machine.
-HAL_TEST_SEEDS=$seeds OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q -n 2 tests 2>&1 |
+HAL_TEST_SEEDS=$seeds HAL_TEST_MUTATIONS=full OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q -n 2 tests 2>&1 |
     tee ci/logs/full.log |
     sed -E '/^[.sxXFE]+ +\[ *[0-9]+%\]$/d; /^bringing up nodes/d' | tail -n 40 |
     sed "s|$PWD/||g; s|$HOME|~|g" >>"$log"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hal.capabilities import FEATURES, LEVELS, HeadDims, PageSizes
 from hal.config import AttentionConfig, MLADims
+from hal.levels import REACHED
 from hal.packages import Package, Packages
 
 if TYPE_CHECKING:
@@ -69,11 +70,14 @@ class AttentionBackend:
     kv_layout: ClassVar[str] = "[num_pages, page_size, num_kv_heads, head_dim]"
     #: What of decode can be captured in a graph (capabilities.GRAPH_LEVELS). Nobody captures prefill.
     graph_level: ClassVar[str] = "never"
+    #: cache_seqlens of a row that pads a captured batch: the shortest that the captured kernel takes.
+    graph_padding_length: ClassVar[int] = 0
     #: False where the backend can be asked about but not used: its adapter is not written yet.
     adapter: ClassVar[bool] = True
     #: NaN in the unused tail of a used page does no harm.
     nan_safe_tail: ClassVar[bool] = False
-    #: "platform:arch" (or a platform) -> verification level reached (design.md section 7), with its evidence.
+    #: "platform:arch" (or a platform) -> verification level reached (design.md section 7), with its evidence. For
+    #: backends out of tree; those of HAL have theirs in hal/levels.py, which is derived.
     levels: ClassVar[Mapping[str, str]] = {}
     evidence: ClassVar[tuple[str, ...]] = ()
     #: The vendor functions the two attributes end in, for people: {"prefill": ..., "decode": ...}.
@@ -83,10 +87,12 @@ class AttentionBackend:
 
     @classmethod
     def level(cls, platform: Platform) -> str:
-        """Verification level on one platform; "declared" where nothing more was proven."""
+        """Highest verification level on one platform, of hal/levels.py and `levels`; "declared" where nothing more."""
+        proven = REACHED.get(cls.name, {}).get(str(platform), (LEVELS[0], ""))[0]
         if not cls.levels:
-            return LEVELS[0]
-        return cls.levels.get(str(platform), cls.levels.get(platform.kind, LEVELS[0]))
+            return proven
+        own = cls.levels.get(str(platform), cls.levels.get(platform.kind, LEVELS[0]))
+        return max(proven, own, key=LEVELS.index)
 
     @classmethod
     def q_dtype(cls, config: AttentionConfig) -> str:

@@ -10,6 +10,7 @@ from hal import registry
 from hal.backend import AttentionBackend
 from hal.capabilities import FEATURES, LEVELS
 from hal.cli_args import Once
+from hal.levels import REACHED
 from hal.platform import Platform
 from hal.platforms import table as platform_table
 from hal.text import table
@@ -114,7 +115,8 @@ def _describe(backend: type[AttentionBackend]) -> dict[str, Any]:
     return {"name": backend.name, "aliases": registry.aliases_of(backend.name),
             "package": " or ".join(package.distribution for package in backend.packages) or None,
             "levels": levels, "level": max(levels.values(), key=LEVELS.index, default="declared"),
-            "evidence": list(backend.evidence),
+            "evidence": list(dict.fromkeys([*backend.evidence, *(
+                proof for _, proof in REACHED.get(backend.name, {}).values())])),
             "features": {name: name in backend.features for name in FEATURES},
             "platforms": archs, "adapter": backend.adapter, "failed": None}
 
