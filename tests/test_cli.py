@@ -159,17 +159,19 @@ def test_backends_by_arch_feature_level_package_and_kind_of_model(capsys: pytest
 def test_backends_level_is_that_of_the_platform_asked_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hal.backend.REACHED", {"flash_attn_2": {"cuda:sm80": ("contract", "two releases")}})
     monkeypatch.setattr(registry.get("torch"), "levels", {"cpu": "emulated", "cuda:sm90": "hardware"})
+    assert names_of(capsys, "--level", "contract", "--platform", "cuda:sm80") == {"flash_attn_2"}
     assert "torch" in names_of(capsys, "--level", "hardware")
     assert "torch" in names_of(capsys, "--level", "compiled", "--platform", "cuda")
     assert "torch" in names_of(capsys, "--level", "emulated", "--platform", "cpu")
     assert "torch" not in names_of(capsys, "--level", "compiled", "--platform", "cpu")
-    assert "torch" not in names_of(capsys, "--level", "contract", "--platform", "cuda:sm80")
 
 
 def test_backends_say_whether_an_adapter_exists(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hal.backend.REACHED", {})
     monkeypatch.setattr(registry.get("mate"), "adapter", False)
     rows = {row["name"]: row for row in report(capsys, "backends")}
     assert (rows["mate"]["adapter"], rows["torch"]["adapter"]) == (False, True)

@@ -178,6 +178,9 @@ def _family(name: str, base: Fields, full: bool, backend: type[AttentionBackend]
             yield case("dims", "prefill", {"dtype": dtype, "mla": dims}, expanded=True)
         for shape, dtype in itertools.product(readers if full else ("decode", "extend"), dtypes):
             yield case("dims", shape, {"dtype": dtype, "mla": LATENT})
+    lse = {"return_softmax_lse": True}  # of rows that see nothing: the sink, or -inf
+    yield case("sinks", "decode", {"sinks": True, **lse}, ((1,) * 3, (0, 20, 0)), note="no keys")
+    yield case("lengths", "extend", lse, FEW, note="fewer keys than queries")
     yield from _spellings(case, own, mla)
     yield from _features(case, base, own, dtypes, full)
     yield from _calls(case, base, shapes, own, dtypes, full, mla)
