@@ -14,7 +14,7 @@ from hal.kinds import as_choices, as_kinds
 from hal.packages import Packages
 from hal.platform import Platform, detect
 from hal.selection import Choice, explain_kinds
-from hal.torch_import import load_extension
+from hal.torch_import import load_extension, load_torch
 
 if TYPE_CHECKING:
     from hal.graph import GraphState
@@ -77,7 +77,10 @@ class AttentionImpl:
             if size is None or isinstance(size, bool) or size not in reader.page_sizes:
                 raise ValueError(f"page_size {size!r} is not supported ({reader.name}: {reader.page_sizes})")
         assert size is not None
-        return self._cache_owner.new_kv_cache(self.config, self.platform.torch_device, num_pages, size)
+        # Normal tensors even under inference_mode: they are written outside it too, and inductor can't take views of
+        # one inference tensor (a joint K and V) as two arguments that are written.
+        with load_torch().inference_mode(False):
+            return self._cache_owner.new_kv_cache(self.config, self.platform.torch_device, num_pages, size)
 
     def graph_state(self, max_batch: int, max_tokens: int, max_pages: int, padding_page: int = 0) -> GraphState:
         """Static buffers for capturing decode in graphs: see hal.graph.
@@ -115,7 +118,9 @@ def _bind(backend: type[AttentionBackend], decision: Decision, packages: Package
         functions = {name: verified(checked(function, decision.config, name)) for name, function in functions.items()}
     from hal.custom_ops import compilable  # imports torch, which bind has loaded by now
 
-    return BoundPhase(backend, Bound(**{name: compilable(function, name) for name, function in functions.items()}))
+    bound_for = f"{backend.name} {decision.platform} {decision.platform.torch_device} {decision.config}"
+    return BoundPhase(backend, Bound(**{name: compilable(function, name, bound_for)
+                                        for name, function in functions.items()}))
 
 
 def get_attention_impl(config: AttentionConfig | None = None, device: str | Platform = "auto", backend: str = "auto",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hal import env
 from hal.checks import is_int, need
+from hal.tracing import traced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ def identity(length: Any) -> Identity:
     if length is None or isinstance(length, int):
         return length
     return (
-        length.data_ptr(),
+        length.data_ptr() or -id(length),  # 0: empty or meta, so the object itself, which the epoch keeps alive
         length.shape,
         length.stride(),
         length.dtype,
@@ -53,8 +54,8 @@ class Epoch:
 
     tensors: the context's own, by name. bounds: max_seqlen_q and max_seqlen_k where given. copies, hosts: host copies
     that were given, by name, and all there are, by identity. by_object, by_memory: key -> plan (hal/plan.py). made:
-    what each plan was made from, which also keeps those tensors alive. graph: None, or "warm-up" or "capture"
-    (hal/graph.py). frozen: under HAL_CHECK=1 (name, tensor, its content when first seen), else None.
+    what each plan was made from, which also keeps those tensors alive. graph: None, or the mode of a graph's epoch
+    (GraphContext in hal/graph.py). frozen: under HAL_CHECK=1 (name, tensor, its content when first seen), else None.
     """
 
     __slots__ = ("_declared", "bounds", "by_memory", "by_object", "copies", "frozen", "graph", "hosts", "kept", "made",
@@ -226,6 +227,7 @@ def _epoch(given: dict[str, Any]) -> Epoch:
             bounds[name] = value
         elif name in HOST_COPIES:
             need(isinstance(value, (list, tuple)), name, value, "a list or tuple of int")
+            need(not value or is_int(value[0], 0), name, f"{value[:1]!r} first", "whole numbers >= 0")
             copies[HOST_COPIES[name]] = tuple(value)
         else:
             raise TypeError(f"{name!r} is no argument of hal.forward_context (arguments: {', '.join(NAMES)})")
@@ -245,6 +247,8 @@ def _check_contents(tensors: dict[str, Any], bounds: dict[str, int], copies: dic
             continue
         values = tuple(tensor.tolist())
         copy = copies.get(name, values)
+        odd = [value for value in copy if not is_int(value, 0)] if name in copies else []
+        need(not odd, f"{name}_cpu", f"{odd[:1]!r}", "whole numbers >= 0")
         need(copy == values, f"{name}_cpu", str(copy[:8]), f"{values[:8]}, what {name} holds")
         if LENGTHS[name] == 1:
             need(values[0] == 0, name, f"{values[0]} first", "0 first")
@@ -258,14 +262,20 @@ def _check_contents(tensors: dict[str, Any], bounds: dict[str, int], copies: dic
 
 def owner(context: ForwardContext, identities: tuple[Identity, ...]) -> Epoch:
     """The epoch that a call with these lengths belongs to: of the innermost open context that was given one of them,
-    else of the innermost. So a layer of the outer model finds its own plans inside the inner model's context."""
+    else of the innermost. So a layer of the outer model finds its own plans inside the inner model's context.
+
+    One that no context was given is frozen no longer than the innermost epoch, so that one is the owner then; but a
+    graph's plans stay with the graph, whose prepare_replay makes them anew."""
+    strange = {each for each in identities if isinstance(each, tuple)}
+    found: Epoch | None = None
     seeking: ForwardContext | None = context
     while seeking is not None:
         epoch = _open(seeking)
-        if not epoch.declared.keys().isdisjoint(identities):
-            return epoch
+        if found is None and not epoch.declared.keys().isdisjoint(strange):
+            found = epoch
+        strange -= epoch.declared.keys()
         seeking = seeking.outer
-    return _open(context)
+    return found if found is not None and (found.graph or not strange) else _open(context)
 
 
 def _open(context: ForwardContext) -> Epoch:
@@ -324,5 +334,5 @@ def verified(function: Callable[..., Any]) -> Callable[..., Any]:
 def _refuse_traced(what: str) -> None:
     # A tracer would run it once, while tracing, and never when the compiled code runs.
     torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.compiler.is_compiling():
+    if torch is not None and torch.compiler.is_compiling() and traced():
         raise RuntimeError(f"hal.forward_context is {what} inside torch.compile: do so around the compiled function")

@@ -7,13 +7,15 @@ context of that moment. Schemas come from hal.contract, so that an argument can'
 from __future__ import annotations
 
 import functools
-import itertools
+import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from hal import contract
+from hal.tracing import traced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +30,8 @@ class Kernel:
 
 # number -> kernel, as long as its bound function lives.
 KERNELS: WeakValueDictionary[int, Kernel] = WeakValueDictionary()
-_numbers = itertools.count()
+# What a function is bound for -> how many were: the next one's number differs from theirs.
+_bound: Counter[str] = Counter()
 
 _CONTRACTS = {"flash_attn_with_kvcache": contract.WITH_KVCACHE, "flash_attn_varlen_func": contract.VARLEN}
 _REQUIRED = {name: [p.name for p in signature.parameters.values() if p.default is p.empty]
@@ -55,9 +58,11 @@ OPS: dict[str, Callable[..., Any]] = {}
 _defining = threading.Lock()
 
 
-def compilable(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def compilable(function: Callable[..., Any], name: str, bound_for: str = "") -> Callable[..., Any]:
     """`function` (bound, of the contract's function `name`), which torch.compile sees as one opaque op.
 
+    bound_for: the backend, configuration and device. Equal texts give equal numbers in any process, others don't: a
+    graph that was saved finds the kernel of its own configuration where it is loaded, or none.
     Eager calls go straight through. Under torch.compile, scheduler_metadata must be a tensor or None, bounds ints.
     """
     import torch
@@ -66,13 +71,17 @@ def compilable(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         if not OPS:
             OPS.update({name + suffix: _define(name, suffix, written)
                         for name, variants in VARIANTS.items() for suffix, written in variants.items()})
-    number, kernel = next(_numbers), Kernel(function)
-    KERNELS[number] = kernel
+    kernel = Kernel(function)
+    with _defining:
+        nth = _bound[bound_for] = _bound[bound_for] + 1
+        # 7 bytes: it fits into a schema's int.
+        number = int.from_bytes(hashlib.sha256(f"{name} {nth} {bound_for}".encode()).digest()[:7], "big")
+        KERNELS[number] = kernel
     is_compiling = torch.compiler.is_compiling
 
     @functools.wraps(function)
     def bound(*args: Any, **kwargs: Any) -> Any:
-        if is_compiling():
+        if is_compiling() and traced(args, kwargs):
             return _call_op(name, number, args, kwargs)
         return function(*args, **kwargs)
 
@@ -145,7 +154,7 @@ def _run(name: str, names: list[str], values: tuple[Any, ...]) -> tuple[Tensor, 
     kernel = KERNELS.get(number)
     if kernel is None:
         raise RuntimeError(f"attention impl {number} of this compiled graph is gone: keep the hal.AttentionImpl that "
-                           "it was traced with, and trace anew in another process")
+                           "it was traced with; in another process, make one of the same config, device and backend")
     length = a.pop(_INT_LENGTH, None)
     if length is not None:
         a["cache_seqlens"] = length

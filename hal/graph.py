@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hal import env
 from hal.backend import AttentionBackend
 from hal.checks import int32, is_int, need
-from hal.context import Epoch, ForwardContext
+from hal.context import STATE, Epoch, ForwardContext
 from hal.torch_import import load_torch
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class GraphBatch:
     slot_mapping: Tensor
     max_seqlen_q: int
     max_seqlen_k: int
+    _state: GraphState = field(repr=False)
     _epoch: Epoch = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -48,27 +49,74 @@ class GraphBatch:
         bounds = {"max_seqlen_q": self.max_seqlen_q, "max_seqlen_k": self.max_seqlen_k}
         # Never checked against its first content: prepare_replay writes here, and a capture can't read.
         self._epoch = Epoch(tensors, bounds, {}, check=False)
+        self._epoch.graph = "closed"
 
     def warm_up(self) -> ForwardContext:
-        """The forward context of the eager run before the capture, which makes the plans. May be used repeatedly."""
-        return self._context("warm-up")
+        """The forward context of the eager run before the capture, which makes the plans. May be used repeatedly.
+
+        Where the buffers were prepared for another batch since, this one's rows are padding rows again.
+        """
+        return GraphContext(self, "warm-up")
 
     def capture(self) -> ForwardContext:
-        """The forward context of the captured run: plans are found, and a call that would need host work raises."""
-        self._refresh({})
-        return self._context("capture")
+        """The forward context of the captured run: plans are found, and a call that would need host work raises.
 
-    def _context(self, mode: str) -> ForwardContext:
-        self._epoch.graph = mode
-        return ForwardContext(self._epoch)
+        Entering it refreshes the plans, so enter it before the capture begins. Padding rows as in warm_up.
+        """
+        return GraphContext(self, "capture")
+
+    def _settle(self, refresh: bool) -> None:
+        """The buffers as this batch left them or as padding, and the plans to fit."""
+        if self._state.current is not self:
+            self._state._pad(self, 0, 0)
+            refresh = True
+        if refresh:
+            self._refresh({})
 
     def _refresh(self, copies: dict[str, tuple[int, ...]]) -> None:
         """Every plan as if just made, in the memory it has. copies: host copies that are at hand, by name."""
         torch = load_torch()
-        self._epoch.copies, self._epoch.hosts = copies, None
-        with torch.inference_mode(), self._context("warm-up"):  # plans made in inference mode are written only there
+        self._epoch.copies, self._epoch.hosts, self._epoch.kept = copies, None, []
+        # Plans made in inference mode can be written only there.
+        with torch.inference_mode(), GraphContext(self, "refresh"):
             for planner, device, lengths, params, plan in self._epoch.made:
                 planner.refresh(plan, device, *lengths, *params)
+
+
+class GraphContext(ForwardContext):
+    """The forward context of a GraphBatch, whose epoch outlives it; one of a batch is open at a time.
+
+    mode: "warm-up" (plans are made), "capture" (they are found) or "refresh". The epoch's `graph` between: "closed".
+    """
+
+    __slots__ = ("batch", "mode")
+
+    def __init__(self, batch: GraphBatch, mode: str) -> None:
+        super().__init__(batch._epoch)
+        self.batch, self.mode = batch, mode
+
+    def __enter__(self) -> ForwardContext:
+        epoch = self.batch._epoch
+        if epoch.graph != "closed":
+            raise RuntimeError(f"{self.mode} of batch {self.batch.batch} inside its {epoch.graph}: leave that first")
+        if self.mode == "warm-up" and captures():
+            raise RuntimeError(f"warm-up of batch {self.batch.batch} inside a capture: warm up every batch before")
+        if self.mode != "refresh" and self._given is not None:
+            self.batch._settle(refresh=self.mode == "capture")
+        super().__enter__()
+        epoch.graph = self.mode
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.epoch is not None:
+            self.epoch.graph = "closed"
+        super().__exit__(*error)
+
+
+def captures() -> bool:
+    """Whether this thread is inside the capture() of a batch."""
+    context = STATE.current
+    return context is not None and context.epoch is not None and context.epoch.graph == "capture"
 
 
 class GraphState:
@@ -95,6 +143,7 @@ class GraphState:
         self.backend, self.page_size, self.padding_page = backend, page_size, padding_page
         self.max_batch, self.max_tokens, self.max_pages = max_batch, max_tokens, max_pages
         self.batches: dict[tuple[int, int], GraphBatch] = {}
+        self.current: GraphBatch | None = None  # whose lengths the buffers hold
         # Normal tensors even under inference_mode: they are written outside it too.
         with torch.inference_mode(False):
             self._cache_seqlens = torch.zeros(max_batch, dtype=torch.int32, device=device)
@@ -120,7 +169,7 @@ class GraphState:
              f"{query_len} before: the graph captured then still uses its plans; make another graph_state")
         prepared = GraphBatch(batch, query_len, self._cache_seqlens[:batch], self._page_table[:batch],
                               self._cu_seqlens_q[: batch + 1], self._slot_mapping[: batch * query_len], query_len,
-                              self.max_pages * self.page_size)
+                              self.max_pages * self.page_size, self)
         self.batches[batch, query_len] = prepared
         self._pad(prepared, 0, 0)
         return prepared
@@ -139,6 +188,9 @@ class GraphState:
         need((batch, query_len) in self.batches, "batch", f"{batch} with query_len {query_len}",
              "one of prepare_capture: " + (", ".join(f"{b} with {q}" for b, q in self.batches) or "none so far"))
         prepared = self.batches[batch, query_len]
+        if captures() or prepared._epoch.graph != "closed":
+            raise RuntimeError(f"prepare_replay() of batch {batch} inside a capture or its own warm-up: a graph would "
+                               "keep its copies; call it between replays")
         int32(cache_seqlens, "cache_seqlens", 1)
         int32(page_table, "page_table", 2)
         n, pages, tokens = cache_seqlens.shape[0], page_table.shape[1], batch * query_len
@@ -151,15 +203,15 @@ class GraphState:
                  f"None ({self.backend.name}: graph level {self.backend.graph_level}, {query_len} tokens a sequence)")
             need(cu_seqlens_q.shape[0] == n + 1, "cu_seqlens_q", f"{cu_seqlens_q.shape[0]} values", f"{n + 1}")
         if slot_mapping is not None:
-            need(str(slot_mapping.dtype) == "torch.int64" and slot_mapping.dim() == 1, "slot_mapping", slot_mapping,
-                 "int64 [tokens]")
+            need(str(getattr(slot_mapping, "dtype", None)) == "torch.int64" and slot_mapping.dim() == 1,
+                 "slot_mapping", slot_mapping, "int64 [tokens]")
             need(slot_mapping.shape[0] <= tokens, "slot_mapping", f"{slot_mapping.shape[0]} tokens", f"up to {tokens}")
         copies: dict[str, tuple[int, ...]] = {}
         if cache_seqlens_cpu is not None:
             need(len(cache_seqlens_cpu) == n, "cache_seqlens_cpu", f"{len(cache_seqlens_cpu)} values", f"{n}")
-            longest = max(cache_seqlens_cpu, default=0)
-            need(longest <= prepared.max_seqlen_k, "cache_seqlens_cpu", longest,
-                 f"up to {prepared.max_seqlen_k}, what page_table can hold")
+            odd = [each for each in cache_seqlens_cpu if not is_int(each, 0) or each > prepared.max_seqlen_k]
+            need(not odd, "cache_seqlens_cpu", odd[0] if odd else None,
+                 f"whole numbers up to {prepared.max_seqlen_k}, what page_table can hold")
             padding = (self.backend.graph_padding_length,) * (batch - n)
             copies["cache_seqlens"] = (*cache_seqlens_cpu, *padding)
         if env.get("HAL_CHECK"):
@@ -178,6 +230,7 @@ class GraphState:
 
     def _pad(self, prepared: GraphBatch, rows: int, tokens: int) -> None:
         """Rows and tokens from here on are padding: the length that the backend declared, a page that is there."""
+        self.current = prepared
         prepared.cache_seqlens[rows:].fill_(self.backend.graph_padding_length)
         prepared.page_table[rows:].fill_(self.padding_page)
         prepared.slot_mapping[tokens:].fill_(-1)

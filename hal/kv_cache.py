@@ -33,10 +33,10 @@ def write_kv_cache(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_
                    k_scale: Tensor | float | None = None, v_scale: Tensor | float | None = None) -> None:
     """Write k, v [num_tokens, num_kv_heads, head_dim] at slots; slot = page * page_size + offset, int64.
 
-    Slots of -1 are skipped. k_scale and v_scale (scalar or [num_kv_heads]) divide before the cast into an fp8
-    cache: real = stored * scale. Raises ValueError, before anything is written, for shapes, dtypes, devices
-    and (where the slots are on the host) slots out of range. Caches may be strided views; only the last
-    dimension must be contiguous.
+    Slots of -1 are skipped. Nothing waits for the device, so a graph can capture it. k_scale and v_scale (scalar or
+    [num_kv_heads]) divide before the cast into an fp8 cache: real = stored * scale. Raises ValueError, before anything
+    is written, for shapes, dtypes, devices and (where the slots are on the host) slots out of range. Caches may be
+    strided views; only the last dimension must be contiguous.
     """
     import torch
 
@@ -70,20 +70,28 @@ def write_kv_cache(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_
         elif isinstance(scale, torch.Tensor) and scale.numel() not in (1, new.shape[1]):
             raise ValueError(f"{name} has {scale.numel()} values, expected 1 or num_kv_heads = {new.shape[1]}")
         scaled.append(new if scale is None else quantize(new, cache.dtype, scale))
-    page_size = k_cache.shape[1]
-    slots, keep = slot_mapping, slot_mapping >= 0
-    if slots.device.type == "cpu":
+    if not len(slot_mapping):
+        return
+    page_size, keep, on_host = k_cache.shape[1], slot_mapping >= 0, slot_mapping.device.type == "cpu"
+    if on_host:
         end = k_cache.shape[0] * page_size
-        bad = slots[(slots < -1) | (slots >= end)]
+        bad = slot_mapping[(slot_mapping < -1) | (slot_mapping >= end)]
         if bad.numel():
             raise ValueError(f"slot_mapping holds {int(bad[0])}, expected -1 (skipped) or 0 to {end - 1}")
-    # Boolean indexing costs a synchronisation on accelerators; index_put with filtered rows needs one anyway.
-    slots = slots[keep]
+        source = keep.nonzero()[:, 0]
+    else:
+        # Filtering would make the host wait for the number of rows. So a skipped token repeats one that is written, its
+        # slot and its bits, in whatever order they are stored; where all are skipped, each stores what slot 0 holds.
+        written = keep.int().argmax(0, keepdim=True)
+        source = torch.where(keep, torch.arange(len(keep), device=keep.device), written)
+    slots = slot_mapping.index_select(0, source)
+    any_kept = (slots[:1] >= 0)[:, None, None]
+    pages, rows = slots.clamp(min=0) // page_size, slots.clamp(min=0) % page_size
     for new, cache in zip(scaled, (k_cache, v_cache)):
-        new = new[keep]
         if cache.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
             new, cache = new.view(torch.uint8), cache.view(torch.uint8)
-        cache[slots // page_size, slots % page_size] = new
+        new = new.index_select(0, source)
+        cache[pages, rows] = new if on_host else torch.where(any_kept, new, cache[0, :1])
 
 
 def quantize(x: Tensor, dtype: torch.dtype, scale: Tensor | float) -> Tensor:

@@ -81,10 +81,15 @@ class Planner:
             raise RuntimeError(
                 f"a plan is missing inside a capture: {self.make.__qualname__}{(str(device), *params)} was not asked "
                 "for in warm_up() with these length tensors; run the same calls there first, on the batch's tensors")
+        if device.index is None and device.type != "cpu":
+            raise ValueError(f"device of {self.make.__qualname__}: got {device}, expected an index, as q.device has: "
+                             "what it means changes with the current device")
         for param in params:
             if hasattr(param, "data_ptr"):
                 raise TypeError(f"params of {self.make.__qualname__} hold a tensor: pass it in lengths")
         plan = self.make(device, *lengths, *params)
+        if epoch.graph == "refresh":  # for a plan that is being refreshed, from tensors that go with it
+            return plan
         epoch.made.append((self, device, lengths, params, plan))
         epoch.by_memory[key] = epoch.by_object[key[0], tuple(map(id, lengths))] = plan
         if epoch.frozen is not None:
@@ -103,7 +108,7 @@ def copy_plan(old: Any, new: Any, name: str) -> None:
 
     Raises RuntimeError where something else than their content differs: a captured graph could not follow.
     """
-    if hasattr(old, "copy_"):
+    if hasattr(old, "copy_") and hasattr(new, "copy_"):
         if old.shape != new.shape or old.dtype != new.dtype:
             raise RuntimeError(f"the plan of {name} was {old.dtype} {tuple(old.shape)} when captured and is "
                                f"{new.dtype} {tuple(new.shape)} now: a graph can't follow; give its Planner a refresh")

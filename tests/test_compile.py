@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gc
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hal
 from hal import contract, custom_ops, oracle, registry
@@ -18,6 +22,7 @@ from hal.backend import AttentionBackend, Bound
 from hal.context import STATE, host
 from hal.plan import Planner
 
+ROOT = Path(__file__).parents[1]
 HEADS, KV_HEADS, DIM, PAGE = 4, 2, 16, 8
 CONFIG = hal.AttentionConfig(num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, dtype="float32", page_size=PAGE)
 TORCH = hal.get_attention_impl(CONFIG, device="cpu", backend="torch")
@@ -290,6 +295,75 @@ def test_an_impl_that_is_gone_is_named(attn: Any) -> None:
     assert numbers[0] not in custom_ops.KERNELS
     with pytest.raises(RuntimeError, match=rf"attention impl {numbers[0]} of this compiled graph is gone"):
         custom_ops._call_op("flash_attn_with_kvcache", numbers[0], (), of("flash_attn_with_kvcache", "plain"))
+
+
+def test_numbers_say_what_they_are_of() -> None:
+    """The same in every process for the same backend, configuration and device, another for any other: a saved graph
+    never finds another one's kernel. Two alike have two."""
+    code = ("import hal, sys\nfrom hal import custom_ops\n"
+            "config = dict(num_heads=4, num_kv_heads=2, head_dim=16, dtype='float32')\n"
+            "keep = [hal.get_attention_impl(hal.AttentionConfig(**config, softmax_scale=float(scale)), device='cpu',\n"
+            "                               backend='torch') for scale in sys.argv[1:]]\n"
+            "print(*custom_ops.KERNELS)")
+    a, b = (subprocess.run([sys.executable, "-c", code, *scales], capture_output=True, text=True, check=True,
+                           cwd=ROOT).stdout.split() for scales in (("1", "9", "1"), ("9", "1", "1")))
+    assert len(set(a)) == 6, "two functions of three impls"
+    assert [*a[2:4], *a[:2], *a[4:]] == b
+
+
+def test_eager_calls_while_another_thread_compiles(ops: list[tuple[Any, ...]]) -> None:
+    """torch's flag is_compiling is the process's: this thread's calls stay eager. Fake tensors are traced."""
+    a = of("flash_attn_with_kvcache", "plain")
+    with torch.compiler._compile_session_context():
+        TORCH.flash_attn_with_kvcache(**a)
+        assert not ops
+        with FakeTensorMode() as mode:
+            TORCH.flash_attn_with_kvcache(**{n: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x
+                                             for n, x in a.items()})
+        assert len(ops) == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict: bool) -> None:
+    a = of("flash_attn_with_kvcache", "plain")
+
+    class One(torch.nn.Module):
+        def forward(self, a: Any) -> Any:
+            return TORCH.flash_attn_with_kvcache(**a)
+
+    program = torch.export.export(One(), (a,), strict=strict)
+    assert torch.equal(program.module()(copy(a)), TORCH.flash_attn_with_kvcache(**a))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("layout", ["interleaved", "heads first", "two planes"])
+def test_a_joint_cache_is_written(layout: str, inside: bool, backend: str) -> None:
+    """K and V that are views of one tensor, as vLLM hands them over: made inside the graph or given to it."""
+    torch._dynamo.reset()
+    joint = torch.randn(*{"interleaved": (6, PAGE, KV_HEADS, 2 * DIM), "heads first": (6, KV_HEADS, PAGE, 2 * DIM),
+                          "two planes": (6, 2, PAGE, KV_HEADS, DIM)}[layout])
+    a = of("flash_attn_with_kvcache", "append")
+
+    def views(x: Any) -> tuple[Any, Any]:
+        if layout == "two planes":
+            return x[:, 0], x[:, 1]
+        x = x.transpose(1, 2) if layout == "heads first" else x
+        return x[..., :DIM], x[..., DIM:]
+
+    def forward(q: Any, *caches: Any) -> Any:
+        for _ in range(2):
+            given = dict(zip(("k_cache", "v_cache"), views(*caches) if inside else caches))
+            q = TORCH.flash_attn_with_kvcache(**{**a, "q": q, **given})
+        return q
+
+    mine, theirs = joint.clone(), joint.clone()
+    with torch.no_grad():
+        got, want = (f(a["q"], *((x,) if inside else views(x))) for f, x in (
+            (torch.compile(forward, backend=backend, fullgraph=True), mine), (forward, theirs)))
+    assert torch.equal(got, want)
+    assert torch.equal(mine, theirs)
+    assert not torch.equal(mine, joint)
 
 
 WRITES = {"flash_attn_with_kvcache": set(), "flash_attn_with_kvcache_append": {"k_cache", "v_cache"},

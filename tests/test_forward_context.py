@@ -193,6 +193,26 @@ def check_inner_redeclares(lab: Lab) -> None:
             assert planner(CPU, (lens,)) is not before
 
 
+def check_stranger(lab: Lab) -> None:
+    """A tensor that no context was given goes with the inner epoch, also beside one that the outer was given."""
+    cu, lens = ints(0, 1), ints(3)
+    planner = lab.planner()
+    with lab.forward_context(cu_seqlens_q=cu), lab.forward_context(max_seqlen_q=1) as inner:
+        before = planner(CPU, (lens, cu))
+        assert planner(CPU, (lens, cu)) is before
+        lens += 1
+        inner.update()
+        assert planner(CPU, (lens, cu)) is not before
+
+
+def check_no_memory(lab: Lab) -> None:
+    """All tensors without memory have the same address, 0."""
+    planner, a, b = lab.planner(), *(torch.empty(2, dtype=torch.int32, device="meta") for _ in "ab")
+    with lab.forward_context():
+        assert planner(CPU, (a,)) is not planner(CPU, (b,))
+        assert planner(CPU, (a,)) is planner(CPU, (a,))
+
+
 def check_nesting(lab: Lab) -> None:
     seen = [lab.context.STATE.current]
     outer, inner = lab.forward_context(max_seqlen_q=1), lab.forward_context(max_seqlen_q=2)
@@ -228,6 +248,8 @@ def check_host_given(lab: Lab) -> None:
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
+ADDRESS = ("        length.data_ptr() or -id(length),  # 0: empty or meta, so the object itself, which the epoch keeps "
+           "alive\n")
 # Mutant -> (the check that must fail, its edits).
 MUTANTS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "epoch": ("epoch", (("        self.epoch = _epoch({**tensors, **given})\n",
@@ -237,19 +259,22 @@ MUTANTS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "device": ("device", (("            self,\n            device,\n", "            self,\n"),)),
     "stream": ("stream", (('            "graph" if epoch.graph else current_stream(device),\n', ""),)),
     "object": ("object", ((", tuple(map(id, lengths))", ", 0"),)),
-    "address": ("address", (("        length.data_ptr(),\n", ""),)),
+    "address": ("address", ((ADDRESS, ""),)),
     "shape": ("shape", (("        length.shape,\n", ""),)),
     "stride": ("stride", (("        length.stride(),\n", ""),)),
     "dtype": ("dtype", (("        length.dtype,\n", ""),)),
     "length device": ("length_device", (("        length.device,\n", ""),)),
-    "identity by object": ("same_memory", (("        length.data_ptr(),\n", "        id(length),\n"),)),
+    "identity by object": ("same_memory", ((ADDRESS, "        id(length),\n"),)),
     "int lengths": ("host_copy_is_no_tensor", (("        return length\n", "        return None\n"),
                                                (", tuple(map(id, lengths))", ", object()"))),
     "kept tensors": ("kept", (("        epoch.made.append((self, device, lengths, params, plan))\n", ""),)),
-    "owner": ("owner", (("        if not epoch.declared.keys().isdisjoint(identities):", "        if True:"),)),
-    "owner, outermost first": ("inner_redeclares", (("            return epoch\n        seeking = seeking.outer",
-                                                     "            last = epoch\n        seeking = seeking.outer"),
-                                                    ("    return _open(context)\n\n", "    return last\n\n"))),
+    "owner": ("owner", (("        if found is None and not epoch.declared.keys().isdisjoint(strange):",
+                         "        if found is None:"), ("(found.graph or not strange)", "True"))),
+    "owner, outermost first": ("inner_redeclares", (("found is None and not epoch.declared.keys().isdisjoint(strange)",
+                                                     "not epoch.declared.keys().isdisjoint(identities)"),)),
+    "owner, of some of the lengths": ("stranger", (("(found.graph or not strange)", "True"),)),
+    "owner, never an outer one": ("owner", (("(found.graph or not strange)", "False"),)),
+    "no memory": ("no_memory", ((" or -id(length)", ""),)),
     "restore": ("nesting", (("            STATE.current = outer\n", "            STATE.current = None\n"),)),
     "host memo": ("host_once", (("        if key not in self.hosts:", "        if True:"),)),
     "host copies given": ("host_given", (("self.hosts = {identity(self.tensors[name]): copy for name, copy in "
@@ -337,6 +362,8 @@ LENS, CU, TABLE = ints(3, 5), ints(0, 1, 2), torch.zeros(2, 4, dtype=torch.int32
     ({"cache_seqlens": LENS, "cache_seqlens_cpu": [3]}, ValueError, "cache_seqlens_cpu: got 1 values, expected 2"),
     ({"cu_seqlens_q": CU, "cu_seqlens_q_cpu": [1, 2]}, ValueError, "cu_seqlens_q_cpu: got 2 values, expected 3"),
     ({"cache_seqlens": LENS, "cache_seqlens_cpu": LENS}, ValueError, "cache_seqlens_cpu: got .* a list or tuple"),
+    ({"cache_seqlens": LENS, "cache_seqlens_cpu": list(LENS)}, ValueError, "_cpu: got .tensor.* first, expected whole"),
+    ({"cache_seqlens": LENS, "cache_seqlens_cpu": [-3, 5]}, ValueError, r"_cpu: got .-3. first, expected whole num"),
 ])
 def test_bad_input(given: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
@@ -354,6 +381,7 @@ def test_bad_input(given: dict[str, Any], error: type[Exception], text: str) -> 
     ({"cu_seqlens_q": ints(0, 3), "max_seqlen_q": 2}, "max_seqlen_q: got 2, expected at least 3, the longest of"),
     ({"cache_seqlens": LENS, "max_seqlen_k": 4}, "max_seqlen_k: got 4, expected at least 5"),
     ({"cache_seqlens": LENS, "cache_seqlens_cpu": [3, 4]}, r"cache_seqlens_cpu: got \(3, 4\), expected \(3, 5\)"),
+    ({"cache_seqlens": LENS, "cache_seqlens_cpu": [3, 5.0]}, r"cache_seqlens_cpu: got \[5.0\], expected whole numbers"),
 ])
 def test_contents_are_checked_when_asked_for(given: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hal.forward_context(**given)
@@ -444,15 +472,32 @@ def test_a_tensor_among_the_parameters_is_refused() -> None:
         plan.Planner(lambda *a: None)(CPU, (), (LENS,))
 
 
+def test_a_device_without_an_index_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stream.READERS, "cuda", lambda device: 0)
+    planner = plan.Planner(lambda device: [])
+    with hal.forward_context():
+        with pytest.raises(ValueError, match="got cuda, expected an index, as q.device has"):
+            planner(torch.device("cuda"), ())
+        assert planner(torch.device("cuda", 0), ()) is planner(torch.device("cuda", 0), ())
+
+
+def test_a_context_is_entered_while_another_thread_compiles() -> None:
+    """torch's flag is_compiling is the process's; only the thread that is traced must not enter one."""
+    with torch.compiler._compile_session_context():
+        assert torch.compiler.is_compiling()
+        with hal.forward_context(max_seqlen_q=1) as step:
+            step.update(max_seqlen_q=2)
+
+
 def test_unknown_streams_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device type that nobody can say the stream of is an error; a platform that says it is asked."""
     monkeypatch.setattr(stream, "READERS", dict(stream.READERS))
     device = types.SimpleNamespace(type="npu", index=0)
     with pytest.raises(RuntimeError, match=r"device type 'npu'.*current_stream\(device\)"):
         stream.current_stream(device)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))  # no platform's file
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda d: types.SimpleNamespace(stream_id=d.index))
-    assert [stream.current_stream(torch.device("cuda", n)) for n in (3, 4)] == [3, 4]
+    assert [stream.current_stream(torch.device("xpu", n)) for n in (3, 4)] == [3, 4]
     from hal.platforms import npu
 
     monkeypatch.setattr(npu, "current_stream", lambda device: ("stream of", device.index), raising=False)

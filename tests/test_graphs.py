@@ -364,6 +364,86 @@ def test_host_copies_are_taken_and_padded(use: Callable[..., Any]) -> None:
     assert spans[1].tolist() == [3, 5, 1, 1]
 
 
+def test_refreshing_keeps_nothing(use: Callable[..., Any]) -> None:
+    """Host copies and plans that are made on the way to a plan, of tensors that are gone afterwards."""
+    inner = Planner(lambda device, lens: lens * 2)
+    state = use().graph_state(2, 2, 3)
+    batch, cpu = state.prepare_capture(2), torch.device("cpu")
+
+    def make(device: Any, lens: Any) -> Any:
+        return torch.tensor(host(lens + 1), dtype=torch.int32) + inner(device, (lens + 2,))
+
+    planner = Planner(make)
+    with batch.warm_up():
+        plan = planner(cpu, (batch.cache_seqlens,))
+    sizes = []
+    for n in (3, 5, 7):
+        state.prepare_replay(2, cache_seqlens=torch.tensor([n, n], dtype=torch.int32), page_table=TABLE)
+        assert plan.tolist() == [n + 1 + 2 * (n + 2)] * 2
+        epoch = batch._epoch
+        sizes.append(tuple(map(len, (epoch.kept, epoch.made, epoch.by_memory, epoch.by_object))))
+    assert len(set(sizes)) == 1
+
+
+def test_a_plan_stays_with_its_graph(use: Callable[..., Any]) -> None:
+    """Also one made from a tensor beside the batch's own, inside another batch's context."""
+    attn = use()
+    states = [attn.graph_state(2, 2, 3) for _ in range(2)]
+    (first, second), cpu = [state.prepare_capture(2) for state in states], torch.device("cpu")
+    planner, table = Planner(lambda device, lens, more: lens + more), torch.ones(2, dtype=torch.int32)
+    with first.warm_up(), second.warm_up():
+        plan = planner(cpu, (first.cache_seqlens, table))
+    for state in (states[1], states[0]):
+        state.prepare_replay(2, cache_seqlens=LENS, page_table=TABLE)
+    assert plan.tolist() == [4, 6]
+
+
+def test_a_warm_up_never_runs_on_another_batchs_rows(use: Callable[..., Any]) -> None:
+    """Batches share buffers: rows prepared for another one are padded again, or a warm-up would write to live slots."""
+    state = use(Uniform).graph_state(4, 12, 3)
+    four, two = state.prepare_capture(4, 1), state.prepare_capture(2, 3)
+    planner = Planner(lambda device, lens: lens * 2)
+    for mode in (four.warm_up, four.capture, four.warm_up):
+        state.prepare_replay(4, cache_seqlens=LENS, page_table=TABLE)
+        state.prepare_replay(2, 3, cache_seqlens=LENS, page_table=TABLE + 7, slot_mapping=torch.arange(6))
+        with mode():
+            plan = planner(torch.device("cpu"), (four.cache_seqlens,))
+            assert four.cache_seqlens.tolist() == [1] * 4
+            assert plan.tolist() == [2] * 4
+            assert four.slot_mapping.tolist() == [-1] * 4
+            assert four.cu_seqlens_q.tolist() == [0, 1, 2, 3, 4]
+            assert not four.page_table.any()
+    state.prepare_replay(2, 3, cache_seqlens=LENS, page_table=TABLE, slot_mapping=torch.arange(6))
+    with two.warm_up():  # its own stay
+        assert (two.cache_seqlens.tolist(), two.slot_mapping.tolist()) == ([3, 5], [0, 1, 2, 3, 4, 5])
+
+
+def test_a_captures_context_stays_one(use: Callable[..., Any]) -> None:
+    """Whatever is made or asked for before it is left: nothing turns it into one that plans."""
+    attn = use()
+    state = attn.graph_state(4, 4, 3)
+    batch, other, model = state.prepare_capture(2), state.prepare_capture(3), Model(attn, 2)
+    capture, _ = batch.capture(), batch.warm_up()
+    with capture:
+        with pytest.raises(RuntimeError, match=r"missing inside a capture"):
+            model(batch)
+        for enter, text in ((batch.warm_up, "warm-up of batch 2 inside its capture"),
+                            (batch.capture, "capture of batch 2 inside its capture"),
+                            (other.warm_up, "warm-up of batch 3 inside a capture")):
+            with pytest.raises(RuntimeError, match=text), enter():
+                pass
+        for size in (2, 3):
+            with pytest.raises(RuntimeError, match=rf"prepare_replay\(\) of batch {size} inside a capture"):
+                state.prepare_replay(size, cache_seqlens=LENS, page_table=TABLE)
+        with pytest.raises(RuntimeError, match=r"missing inside a capture"):
+            model(batch)
+    with batch.warm_up():
+        with pytest.raises(RuntimeError, match="or its own warm-up"):
+            state.prepare_replay(2, cache_seqlens=LENS, page_table=TABLE)
+        model(batch)
+    assert batch.cache_seqlens.tolist() == [1, 1]
+
+
 LENS, TABLE = torch.tensor([3, 5], dtype=torch.int32), torch.zeros(2, 3, dtype=torch.int32)
 
 
@@ -428,7 +508,9 @@ def test_padding_rows_name_the_page_given(use: Callable[..., Any]) -> None:
     ({"slot_mapping": LENS}, "slot_mapping: got torch.int32"),
     ({"slot_mapping": torch.zeros(3, dtype=torch.int64)}, "slot_mapping: got 3 tokens, expected up to 2"),
     ({"cache_seqlens_cpu": [3]}, "cache_seqlens_cpu: got 1 values, expected 2"),
-    ({"cache_seqlens_cpu": [3, 13]}, "cache_seqlens_cpu: got 13, expected up to 12, what page_table can hold"),
+    ({"cache_seqlens_cpu": [3, 13]}, "cache_seqlens_cpu: got 13, expected whole numbers up to 12, what page_table"),
+    ({"cache_seqlens_cpu": [-3, 5]}, "cache_seqlens_cpu: got -3, expected whole numbers up to 12"),
+    ({"slot_mapping": [1]}, r"slot_mapping: got \[1\], expected int64"),
 ])
 def test_bad_replays_write_nothing(use: Callable[..., Any], given: dict[str, Any], text: str) -> None:
     state = use().graph_state(4, 4, 3)

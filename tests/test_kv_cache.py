@@ -6,9 +6,11 @@ import random
 
 import pytest
 import torch
+from emulators.devices import Devices, on
 
 import hal
 from hal import oracle
+from hal.kv_cache import write_kv_cache
 
 
 def impl(**fields: object) -> hal.AttentionImpl:
@@ -48,6 +50,50 @@ def test_write_then_attend(strided: bool) -> None:
     assert (got - want).abs().max() < 1e-5, seed
     untouched = [p for p in range(6) if p not in (4, 1, 3)]
     assert not bool(k_cache[untouched].any())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("slots", [[], [-1], [-1, -1, -1], [0], [0, -1], [-1, 0, -1, -1], [7, 5, 3],
+                                   [-1, 7, 3, -1, 0, -1], [-1, 23, -1, -1, 9]])
+def test_skipped_slots_change_nothing(slots: list[int], strided: bool, device: str, dtype: torch.dtype) -> None:
+    """Bit for bit what a loop over the tokens writes, whatever the skipped ones hold."""
+    old = torch.randn(6, 4, 2, 16).to(dtype)
+    new = torch.randn(2, len(slots), 2, 8)
+    new[:, [i for i, slot in enumerate(slots) if slot < 0]] = torch.nan
+    new = new.to(dtype)
+    both = old.clone()
+    caches = (both[..., :8], both[..., 8:]) if strided else (both[..., :8].clone(), both[..., 8:].clone())
+    want = [old[..., :8].clone(), old[..., 8:].clone()]
+    for cache, tokens in zip(want, new):
+        for slot, token in zip(slots, tokens):
+            if slot >= 0:
+                cache[slot // 4, slot % 4] = token
+    slot_mapping = torch.tensor(slots, dtype=torch.int64)
+    with Devices("cuda:0") as devices:
+        write_kv_cache(*(x if device == "cpu" else on(x, device) for x in (*new, *caches, slot_mapping)))
+        assert not devices.syncs
+    for cache, expected in zip(caches, want):
+        assert torch.equal(cache.contiguous().view(torch.uint8), expected.view(torch.uint8))
+
+
+def test_writing_does_not_wait_for_the_device() -> None:
+    with Devices("cuda:0") as devices:
+        k, cache = torch.randn(3, 2, 8, device="cuda:0"), torch.zeros(2, 6, 4, 2, 8, device="cuda:0")
+        slots = torch.tensor([5, -1, 2], device="cuda:0")
+        before = len(devices.syncs)
+        write_kv_cache(k, k, cache[0], cache[1], slots)
+        assert devices.syncs[before:] == []
+        assert cache[0].flatten(0, 1)[[5, 2]].tolist() == k[[0, 2]].tolist()
+
+
+def test_caches_are_normal_tensors_under_inference_mode() -> None:
+    attn = impl(page_size=4)
+    with torch.inference_mode():
+        caches = attn.new_kv_cache(2)
+    assert not any(cache.is_inference() for cache in caches)
+    attn.write_kv_cache(torch.ones(1, 2, 8), torch.ones(1, 2, 8), *caches, torch.tensor([3]))
 
 
 @pytest.mark.parametrize(("name", "dtype", "step"), [("fp8_e4m3", torch.float8_e4m3fn, 2.0**-4),
