@@ -357,11 +357,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, say what is stale")
     args = parser.parse_args()
-    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
-    for path, text in pages().items():
-        if path in stale and not args.check:
+    stale = {path: text for path, text in pages().items() if not path.exists() or path.read_text() != text}
+    for path, text in stale.items():
+        if not args.check:
             path.write_text(text)
-    for path in stale:
         print(f"{path.relative_to(ROOT)} {'is stale; run: python ci/backends_doc.py' if args.check else 'written'}")
     return 1 if stale and args.check else 0
 

@@ -9,7 +9,9 @@ writes nothing: exit code 1 where hal/levels.py says something else than was pro
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import re
 import sys
 from collections import Counter
@@ -24,7 +26,9 @@ from hal import registry
 from hal.backend import AttentionBackend
 from hal.backends import BACKENDS
 from hal.capabilities import LEVELS
-from hal.conformance.record import files
+from hal.conformance.grid import grid, lacking
+from hal.conformance.record import ENDS, files
+from hal.platform import Platform
 from hal.platforms import KINDS, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +80,11 @@ def records(folder: Path = EVIDENCE) -> Iterator[Claim | Refused]:
         if word not in PROVES:
             raise ValueError(f"docs/evidence/{path.name} is no record by its name: it begins with {word!r}, expected "
                              f"one of {', '.join((*PROVES, *PROVES_NOTHING))}")
-        yield from _record(path.name, PROVES[word], json.loads(path.read_text()))
+        try:
+            data = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"docs/evidence/{path.name} is no JSON: {error}") from error
+        yield from _record(path.name, PROVES[word], data)
 
 
 def _record(name: str, level: str, data: Mapping[str, Any]) -> Iterator[Claim | Refused]:
@@ -84,9 +92,11 @@ def _record(name: str, level: str, data: Mapping[str, Any]) -> Iterator[Claim | 
         kind, arch, date, parts = data["platform"]["kind"], data["platform"]["arch"], data["date"], data["backends"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"docs/evidence/{name} is no record: it has no {error} (docs/evidence/README.md)") from error
+    if kind not in table():
+        raise ValueError(f"docs/evidence/{name}: {kind!r} is no platform ({', '.join(table())})")
     if arch not in table()[kind].ARCHS:
         raise ValueError(f"docs/evidence/{name}: {arch!r} is no arch of {kind} ({', '.join(table()[kind].ARCHS)})")
-    if not re.fullmatch(rf"verify-{kind}-{arch}-(.+-)?{date}\.json" if level == "hardware" else
+    if not re.fullmatch(rf"verify-{kind}-{arch}-(.+-)?{re.escape(str(date))}\.json" if level == "hardware" else
                         rf"\w+-({'|'.join(map(re.escape, parts))})-{kind}-{arch}\.json", name):
         raise ValueError(f"docs/evidence/{name} is about {', '.join(parts)} on {kind}:{arch}, {date}: its name must "
                          "say so (verify-KIND-ARCH-DATE.json, or emulated- or compiled-BACKEND-KIND-ARCH.json)")
@@ -112,19 +122,34 @@ def _faults(level: str, backend: str, data: Mapping[str, Any], part: Mapping[str
         yield f"an emulator made it ({emulator}), not a device"
     if level != "hardware" and not isinstance(data.get("command"), str):
         yield "it does not say which command makes it (command)"
-    counts = Counter(case.get("result") for case in part.get("cases", ()))
-    said = {end: part.get(end) for end in ("passed", "failed", "refused")}
-    if said != {end: counts[end] for end in said}:
+    cases = part.get("cases", ())
+    counts = Counter(case.get("result") for case in cases)
+    said = {end: part.get(end) for end in ENDS}
+    if said != {end: counts[end] for end in ENDS} or counts.keys() - {*ENDS}:
         yield f"its counts are not those of its cases ({said}, {dict(counts)})"
     if counts["failed"] or not counts["passed"]:
         yield f"{counts['failed']} failed, {counts['passed']} passed"
+    over = [case.get("case") for case in cases if case.get("result") == "passed" and level != "compiled"
+            and not case.get("error", math.inf) <= case.get("bound", -math.inf)]
+    if over:
+        yield f"passed, and not within their bound: {', '.join(map(str, over[:3]))}"
     if backend not in BACKENDS:
         yield f"{backend} is no backend of HAL"
         return
+    left = asked(backend, data["platform"]["kind"], data["platform"]["arch"]) - {case.get("case") for case in cases}
+    if left and level != "compiled":
+        yield f"{len(left)} cases of the grid as it is now are not in it, {min(left)!r} the first"
     there, here = part.get("files", {}), files(registry.get(backend))
     changed = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     if changed:
         yield f"it is about other code than is here: {', '.join(changed)} changed"
+
+
+@functools.cache
+def asked(backend: str, kind: str, arch: str) -> frozenset[str]:
+    """Names of the cases that `hal verify --full` asks a backend of HAL on an arch."""
+    device = Platform(kind, arch, table()[kind].TORCH_DEVICE)
+    return frozenset(case.name for case in grid(registry.get(backend), True, lacking(device)))
 
 
 def _renew(level: str, backend: str, where: str, data: Mapping[str, Any]) -> str:
@@ -160,7 +185,7 @@ def _releases(backend: type[AttentionBackend]) -> dict[str, list[str]]:
     from adapter_calls import ADAPTERS, claimed, vendor_calls
     from data_reliance import RELIANCE
 
-    held: dict[str, list[str]] = {package.distribution: [] for package in backend.packages}
+    held: dict[str, list[str] | None] = {package.distribution: None for package in backend.packages}
     for adapter, row in ADAPTERS.items():
         if row.backend != backend.name:
             continue
@@ -169,12 +194,14 @@ def _releases(backend: type[AttentionBackend]) -> dict[str, list[str]]:
         calls = vendor_calls(adapter)
         if not calls or {call.function for call in calls} != relied.keys():
             raise ValueError(f"{adapter}: the calls recorded are not those declared in tests/data_reliance.py")
+        before = held[row.package.distribution]  # several adapters of one package: all of them must hold
         held[row.package.distribution] = [
             release for release in claimed(row.package)
-            if not any(contract_data.differences(reliance, contract.overloads(function, release))
+            if (before is None or release in before)
+            and not any(contract_data.differences(reliance, contract.overloads(function, release))
                        for function, reliance in relied.items())
             and all(_binds(contract.overloads(call.function, release), call) for call in calls)]
-    return held
+    return {package: releases or [] for package, releases in held.items()}
 
 
 def _binds(overloads: tuple[Any, ...], call: Any) -> bool:

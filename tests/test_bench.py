@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from cases import kvcache_case, pick_features, varlen_case
 
 from hal import oracle, registry
 from hal.__main__ import main
+from hal.backend import AttentionBackend
 from hal.bench import cells, check, compare, contenders, inputs, limits, peers, run, timing
 from hal.bench.shapes import PHASES, Shape
 from hal.config import AttentionConfig, LayerKind
+from hal.context import bound
 from hal.kv_cache import new_kv_cache, write_kv_cache
+from hal.plan import Planner
 from hal.platform import Platform
 
 CPU = Platform("cpu", "x86_64_v3", "cpu", None, "test")
@@ -93,6 +97,8 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert " ".join(header) == "phase batch x len contender median spread CPU time vs naive of the limit"
     assert sum(row[:4] == ["decode", n, "x", "33"] for row in rows for n in "12") == 2
     assert "checked  against the float64 oracle before timing" in out
+    assert "plans  made before the clock starts, once for each set of inputs" in out
+    assert "graphs  " not in out
     assert "sdpa:  reads no pages" in out
 
 
@@ -268,6 +274,120 @@ def test_reduced_shapes_cost_little() -> None:
         assert small.phase == shape.phase
 
 
+def test_plans_are_made_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once in each pass for each copy of the inputs, told the bounds that an engine tells; none while a sample runs."""
+    config = AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, dtype="float32", page_size=16)
+    naive = peers.get("naive")(config, CPU)
+    made: list[tuple[bool, Any, int]] = []
+    called: list[bool] = []
+
+    def plan(device: Any, cache_seqlens: Any, page_table: Any) -> int:
+        made.append((clocked[0], (bound("max_seqlen_q", cache_seqlens), bound("max_seqlen_k", cache_seqlens)),
+                     page_table.data_ptr()))
+        return len(made)
+
+    planner, clocked = Planner(plan), [False]
+
+    def planned(q: Any, cache_seqlens: Any, page_table: Any, **call: Any) -> Any:
+        called.append(clocked[0])
+        planner(q.device, (cache_seqlens, page_table))
+        return naive.flash_attn_with_kvcache(q=q, cache_seqlens=cache_seqlens, page_table=page_table, **call)
+
+    class Clock(timing.HostClock):
+        def sample(self, thunks: Any, at: int, calls: int) -> timing.Sample:
+            clocked[0] = True
+            try:
+                return super().sample(thunks, at, min(calls, 40))
+            finally:
+                clocked[0] = False
+
+    found = [contenders.Contender(name, "backend", "", "", {"flash_attn_with_kvcache": planned}, size, "", "float32",
+                                  lambda pages, size: new_kv_cache(config, "cpu", pages, size), write_kv_cache)
+             for name, size in (("a", 16), ("b", 32))]  # inputs of their own, lengths in common
+    monkeypatch.setattr(cells, "gather", lambda *args: found)
+    monkeypatch.setattr(run, "HostClock", Clock)
+    settings = cells.Settings(CPU, [LayerKind("all", (), config)], [Shape("decode", 2, 40, 1)], None, [], rounds=3,
+                              cold_bytes=1 << 16, check=False)
+    prepared = cells.prepare(settings)
+    run.execute(settings, prepared)
+    assert [e.status for e in prepared[0].entries] == ["timed"] * 2
+    copies = sum(inputs.copies_of(config, Shape("decode", 2, 40, 1), size, 1 << 16) for size in (16, 32))
+    assert copies > 4
+    assert any(called)
+    assert len(made) == run.PASSES * copies
+    assert {(clock, bounds) for clock, bounds, _ in made} == {(False, (1, 40))}
+
+
+def test_a_plan_that_serves_one_call_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first call is right. Timed calls find a plan that was used, so a used one is judged."""
+    config = AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, dtype="float32", page_size=16)
+    naive = peers.get("naive")(config, CPU)
+    planner = Planner(lambda device, cache_seqlens: [0])
+
+    def worn(q: Any, cache_seqlens: Any, **call: Any) -> Any:
+        plan = planner(q.device, (cache_seqlens,))
+        plan[0] += 1
+        return naive.flash_attn_with_kvcache(q=q, cache_seqlens=cache_seqlens, **call) + 0.1 * (plan[0] > 1)
+
+    monkeypatch.setattr(cells, "gather", lambda *args: [contenders.Contender(
+        "worn", "backend", "", "", {"flash_attn_with_kvcache": worn}, 16, AttentionBackend.kv_layout, "float32",
+        lambda pages, size: new_kv_cache(config, "cpu", pages, size), write_kv_cache)])
+    settings = cells.Settings(CPU, [LayerKind("all", (), config)], [Shape("decode", 2, 40, 1)], None, [], rounds=3,
+                              cold_bytes=1 << 16)
+    prepared = cells.prepare(settings)
+    run.execute(settings, prepared)
+    assert (prepared[0].entries[0].status, "error 0.1" in prepared[0].entries[0].reason) == ("wrong", True)
+
+
+def test_a_backend_whose_cache_cannot_be_made_has_failed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no such op")
+
+    monkeypatch.setattr(registry.get("torch"), "write_kv_cache", classmethod(lambda cls, config: broken))
+    told = bench(capsys, "--phase", "decode", "--batch", "1", "--seqlen", "20", "--backend", "torch", code=1)
+    assert [(r["contender"], r["status"], r["reason"]) for r in told["cells"][0]["results"]] == [
+        ("torch", "failed", "RuntimeError: no such op"), ("naive", "timed", None), ("sdpa", "timed", None)]
+
+
+def test_nan_is_json_that_others_read(
+    capsys: pytest.CaptureFixture[str], register: Callable[[str, Any], None]
+) -> None:
+    register("nan", _peer(lambda out: out * float("nan")))
+    assert main([*TINY, "--phase", "decode", "--batch", "1", "--seqlen", "20", "--peer", "nan", "--json", "-"]) == 1
+
+    def no_constant(name: str) -> Any:
+        raise AssertionError(f"{name} is not JSON")
+
+    told = json.loads(capsys.readouterr().out, parse_constant=no_constant)
+    result = next(r for r in told["cells"][0]["results"] if r["contender"] == "nan")
+    assert (result["status"], result["check"]["error"]) == ("wrong", None)
+
+
+def test_one_layout_with_other_strides_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend gets the memory that it allocates, even where another one's would be read just as well."""
+    backend = registry.get("torch")
+    config = AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, dtype="float32")
+
+    def reads() -> Any:
+        found = contenders.gather(["torch"], ["naive"], config, CPU, "decode")
+        return [one.reads for one in found if isinstance(one, contenders.Contender)]
+
+    assert len(set(reads())) == 1
+    monkeypatch.setattr(backend, "new_kv_cache", classmethod(lambda cls, *args: new_kv_cache(*args)))
+    assert len(set(reads())) == 2
+
+
+def test_verify_keeps_a_longer_query_of_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(contenders, "_backend", lambda name, config, *rest: seen.append(
+        config.max_decode_query_len) or contenders.Refusal(name, "backend", (), False))
+    for least in (1, 8):
+        contenders.gather(["torch"], [], AttentionConfig(max_decode_query_len=least), CPU, "verify")
+    assert seen == [4, 8]
+
+
 def test_peers_by_path_and_their_preparation(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,7 +486,9 @@ def test_copies_share_no_page_and_hold_different_pages() -> None:
     def new(pages: int, size: int) -> Any:
         return new_kv_cache(config, "cpu", pages, size)
 
-    made = inputs.make(config, Shape("decode", 3, 20, 1), 16, "cpu", 1, 60_000, "float32", new, write_kv_cache)
+    shape = Shape("decode", 3, 20, 1)
+    made = inputs.make(config, shape, inputs.lengths_of(shape, "cpu"), 16, "cpu", 1, 60_000, "float32", new,
+                       write_kv_cache)
     used = torch.cat([call["page_table"].flatten() for call in made.calls])
     assert len(made.calls) == 60_000 // (3 * 32 * 16 * 4 + 3 * 2 * 16 * 4) == 9
     assert len(set(used.tolist())) == len(used) == made.calls[0]["k_cache"].shape[0]
@@ -374,7 +496,8 @@ def test_copies_share_no_page_and_hold_different_pages() -> None:
     cache = made.calls[0]["k_cache"].flatten(1)
     assert len(torch.unique(cache, dim=0)) == len(cache)
     assert bool((made.calls[0]["q"] != made.calls[1]["q"]).all())
-    again = inputs.make(config, Shape("decode", 3, 20, 1), 16, "cpu", 1, 60_000, "float32", new, write_kv_cache)
+    again = inputs.make(config, shape, inputs.lengths_of(shape, "cpu"), 16, "cpu", 1, 60_000, "float32", new,
+                       write_kv_cache)
     assert torch.equal(again.calls[3]["q"], made.calls[3]["q"])
     assert torch.equal(again.calls[3]["page_table"], made.calls[3]["page_table"])
 
@@ -509,6 +632,29 @@ def test_device_clock_against_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> Non
         accelerator.captured("cpu", [call])
 
 
+def test_a_graph_is_captured_on_the_stream_that_its_plans_were_made_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hal.bench import accelerator
+
+    current = ["default"]
+    seen: list[str] = []
+
+    @contextlib.contextmanager
+    def on(stream: str) -> Iterator[None]:
+        before, current[0] = current[0], stream
+        yield
+        current[0] = before
+
+    module = types.SimpleNamespace(
+        __name__="torch.fake", synchronize=lambda: None, Stream=lambda: "own", stream=on,
+        CUDAGraph=lambda: types.SimpleNamespace(replay=lambda: seen.append("replay")),
+        graph=lambda graph, stream="of the capture": on(stream))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    [replay] = accelerator.captured("cpu", [lambda: seen.append(current[0]) or 7])  # type: ignore[func-returns-value]
+    assert seen == ["own", "own"]
+    assert replay() == 7
+    assert (seen[2:], current) == (["replay"], ["default"])
+
+
 # -- files: --json, --plot, --compare --
 
 
@@ -535,8 +681,8 @@ def test_two_runs_compared(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 def _report(**figures: tuple[float, float, float]) -> dict[str, Any]:
     results = [{"contender": name, "page_size": 16, "q_dtype": "float32", "graph": False, "median_s": median,
                 "low_s": low, "high_s": high} for name, (median, low, high) in figures.items()]
-    return {"format": 1, "platform": {"kind": "cpu", "arch": "x", "name": "n"}, "threads": 1, "clock": "c", "cpus": 2,
-            "load": {"start": 0.1, "end": 1.2}, "cells": [
+    return {"format": 2, "platform": {"kind": "cpu", "arch": "x", "name": "n"}, "threads": 1, "clock": "c", "cpus": 2,
+            "checked": True, "settings": {"cold_bytes": 9}, "load": {"start": 0.1, "end": 1.2}, "cells": [
         {"kind": "all", "phase": "decode", "shape": "1 x 8", "config": {}, "results": results}]}
 
 
@@ -556,6 +702,10 @@ def test_compare_marks_what_is_outside_both_spreads() -> None:
     told = compare.compare(old, {**new, "load": {"start": 0.1, "end": 2.6}})
     assert told["busy"] == ["new"]
     assert "BUSY  the machine was busy with other work in the new run" in compare.text(told)
+    assert "UNCHECKED" not in compare.text(told)
+    told = compare.compare({**old, "checked": False}, new)
+    assert told["unchecked"] == ["old"]
+    assert "UNCHECKED  nobody's results were looked at in the old run: --no-check" in compare.text(told)
 
 
 def test_reports_that_do_not_go_together(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -565,25 +715,35 @@ def test_reports_that_do_not_go_together(capsys: pytest.CaptureFixture[str], tmp
 
     old = written("old.json", _report(torch=(1.0, 0.9, 1.1)))
     for changed, message in (
-        ({"threads": 2}, "threads is 1 in the old report and 2 in the new one: only runs on the same device with the "
-                         "same threads can be compared"),
+        ({"threads": 2}, "threads is 1 in the old report and 2 in the new one: only runs on the same device, "
+                         "with the same --threads and --cold-mib, can be compared"),
         ({"platform": {"kind": "cuda", "arch": "x", "name": "n"}},
-         "platform.kind is 'cpu' in the old report and 'cuda' in the new one: only runs on the same device with the "
-         "same threads can be compared"),
+         "platform.kind is 'cpu' in the old report and 'cuda' in the new one: only runs on the same device, with "
+         "the same --threads and --cold-mib, can be compared"),
+        ({"settings": {"cold_bytes": 8}},
+         "settings.cold_bytes is 9 in the old report and 8 in the new one: only runs on the same device, with the same "
+         "--threads and --cold-mib, can be compared"),
         ({"cells": []}, "nobody was timed on the same shape and config in both reports"),
     ):
         new = written("new.json", {**_report(torch=(1.0, 0.9, 1.1)), **changed})
         assert refused(capsys, "--compare", old, new) == f"hal: error: --compare: {message}\n"
-    new = written("new.json", {"format": 1})
+    new = written("new.json", {"format": 2})
     assert refused(capsys, "--compare", old, new) == (
         f"hal: error: --compare {new}: is no report of hal bench: give a file that --json wrote\n")
     new = written("new.json", {**_report(), "format": 0})
     assert refused(capsys, "--compare", old, new) == (
-        f"hal: error: --compare {new}: has format 0, this hal reads 1: measure again\n")
+        f"hal: error: --compare {new}: has format 0, this hal reads 2: measure again\n")
     assert refused(capsys, "--compare", old, str(tmp_path / "none.json")).startswith(
         f"hal: error: --compare {tmp_path}/none.json: can't be read as JSON: ")
-    assert refused(capsys, "--compare", old, old, "--plot", "a.png") == (
-        "hal: error: --plot is not supported with --compare: leave it out\n")
+    cut = _report(torch=(1.0, 0.9, 1.1))["cells"]
+    del cut[0]["results"][0]["low_s"]
+    for odd in ([{"kind": "all"}], [3], 3, cut, _report(torch=(0.0, 0.0, 0.0))["cells"]):
+        new = written("new.json", {**_report(), "cells": odd})
+        assert refused(capsys, "--compare", old, new).startswith(
+            f"hal: error: --compare {new}: is no whole report of hal bench (")
+    for flag, *value in (("--plot", "a.png"), ("--threads", "1"), ("--no-check",), ("--phase", "decode")):
+        assert refused(capsys, "--compare", old, old, flag, *value) == (
+            f"hal: error: {flag} is not supported with --compare: leave it out\n")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
@@ -653,6 +813,10 @@ def _no_matplotlib(name: str, package: str | None = None) -> Any:
     ("--config {\"sparse\":true,\"mla\":true}",
      "sparse True is not supported by hal bench, which makes no inputs for it (supported: False)\n"),
     ("--config {\"attention_type\":\"encoder\"}", "attention_type 'encoder' is not supported by hal bench"),
+    ("--config {\"tree_mask\":true}", "tree_mask True is not supported by hal bench, which makes no inputs for it"),
+    ("--config {\"return_softmax_lse\":true}", "return_softmax_lse True is not supported by hal bench"),
+    ("--config {\"graph\":true}", "graph True is not supported in --config of hal bench: say --graph, which also"),
+    ("--chunk 64 --phase decode,verify", "--chunk 64 is not used by --phase decode,verify (used by: extend, mixed): "),
     ("--model none --heads 4", "--heads is not supported with --model, whose layers say it: leave one of them out\n"),
     ("--model none", "model 'none' is no folder"),
     ("--graph", "--graph is not supported on cpu: graphs are captured on accelerators, leave it out\n"),
@@ -668,6 +832,12 @@ def test_refusals(argv: str, message: str, capsys: pytest.CaptureFixture[str]) -
     said = refused(capsys, *words)
     assert said.startswith(f"hal: error: {message}"), said
     assert len(said.splitlines()) == 1
+
+
+def test_hal_check_would_be_timed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAL_CHECK", "1")
+    assert refused(capsys, "--device", "cpu").startswith(
+        "hal: error: HAL_CHECK=1 is set, and the validation of every call would be timed with it: unset it")
 
 
 def test_names_of_peers(register: Callable[[str, Any], None]) -> None:

@@ -45,6 +45,7 @@ CI = _script()
 
 
 def test_levels_are_those_that_are_proven(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CI, "asked", ASKED)
     monkeypatch.setattr(sys, "argv", ["levels.py", "--check"])
     code = CI.main()
     assert code == 0, capsys.readouterr().out
@@ -75,6 +76,13 @@ GOOD: dict[str, Any] = {
     "backends": {"torch": {"passed": 1, "failed": 0, "refused": 1, "unproven": {}, "whole": True,
                            "files": record.files(TorchNative), "cases": CASES}}}
 NAME = "verify-cpu-aarch64-2026-01-02.json"
+ASKED = CI.asked
+
+
+@pytest.fixture(autouse=True)
+def _small_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid of these records has the cases a and b."""
+    monkeypatch.setattr(CI, "asked", lambda backend, kind, arch: frozenset({"a", "b"}))
 
 
 def read(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], object] = lambda r, b: None,
@@ -102,6 +110,11 @@ def test_a_good_record_proves_hardware_on_its_arch_alone(tmp_path: Path) -> None
     (lambda r, b: b.pop("unproven"), "not proven: it does not say"),
     (lambda r, b: b.update(failed=1, cases=[*CASES, {"case": "c", "result": "failed"}]), "1 failed"),
     (lambda r, b: b.update(passed=0, cases=CASES[1:]), "0 passed"),
+    # "whole" is not taken on trust: a run of some cases, or of a smaller grid, proves what it ran.
+    (lambda r, b: b.update(refused=0, cases=CASES[:1]), "1 cases of the grid as it is now are not in it, 'b' the"),
+    (lambda r, b: b.update(cases=[*CASES, {"case": "c", "result": "skipped"}]), "its counts are not those"),
+    (lambda r, b: b.update(cases=[{**CASES[0], "error": 1.5}, CASES[1]]), "passed, and not within their bound: a"),
+    (lambda r, b: b.update(cases=[{"case": "a", "result": "passed"}, CASES[1]]), "not within their bound: a"),
     (lambda r, b: b.update(cases=[*CASES, {"case": "c", "result": "failed"}]), "counts are not those of its cases"),
     (lambda r, b: b.update(passed=2), "counts are not those of its cases"),
     (lambda r, b: b["files"].update({"kv_cache.py": "0" * 64}), "other code than is here: kv_cache.py changed"),
@@ -167,6 +180,25 @@ def test_what_is_no_record_is_an_error(tmp_path: Path) -> None:
         read(tmp_path, lambda r, b: r.update(platform={"kind": "cpu", "arch": "sm90"}))
 
 
+def test_a_platform_that_is_none_and_a_file_that_is_cut_off(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{NAME}: 'tpu' is no platform \\(.*cpu"):
+        read(tmp_path, lambda r, b: r.update(platform={"kind": "tpu", "arch": "v4"}))
+    (tmp_path / NAME).write_text('{"platform": ')
+    with pytest.raises(ValueError, match=f"docs/evidence/{NAME} is no JSON"):
+        list(CI.records(tmp_path))
+
+
+def test_asked_is_what_verify_asks_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    """Told the dtypes that an arch has not."""
+    from hal.__main__ import main
+
+    here = hal.detect("cpu")
+    assert main(["verify", "--device", "cpu", "--backend", "torch", "--full", "--list"]) == 0
+    listed = {line.removeprefix("torch: ") for line in capsys.readouterr().out.splitlines()}
+    assert ASKED("torch", "cpu", here.arch) == listed
+    assert ASKED("torch", "npu", "ascend310p") != ASKED("torch", "npu", "ascend910b")
+
+
 def test_quick_and_bench_prove_nothing(tmp_path: Path) -> None:
     for name in ("quick-cpu-aarch64-2026-01-02.json", "bench-cuda-sm90-2026-01-02.json"):
         (tmp_path / name).write_text("{}")
@@ -228,6 +260,24 @@ def test_contract_needs_two_releases_of_every_package(monkeypatch: pytest.Monkey
     assert CI._releases(backend) == {"flash-attn-3": [], "sglang-kernel": held["sglang-kernel"]}
     monkeypatch.setattr(CI, "BACKENDS", {"flash_attn_3": ""})
     assert list(CI.contracts()) == []
+
+
+def test_every_adapter_of_a_package_must_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two adapters for one package of one backend: what the second holds for does not stand in for the first."""
+    import adapter_calls
+    import data_reliance
+
+    backend = registry.get("flash_attn_2")
+    assert CI._releases(backend)["flash-attn"]
+    twice = {"broken": adapter_calls.ADAPTERS["fa2"], **adapter_calls.ADAPTERS}
+    monkeypatch.setattr(adapter_calls, "ADAPTERS", twice)
+    real = adapter_calls.vendor_calls
+    monkeypatch.setattr(adapter_calls, "vendor_calls", lambda name: real("fa2" if name == "broken" else name))
+    own = {key: value for key, value in data_reliance.RELIANCE.items() if key[0] == "fa2"}
+    for (_, function), old in own.items():
+        wrong = type(old)(old.positional, old.always, old.sometimes, {**old.defaults, "softcap": "1.0"})
+        monkeypatch.setitem(data_reliance.RELIANCE, ("broken", function), wrong)
+    assert CI._releases(backend)["flash-attn"] == []
 
 
 def test_contract_of_a_backend_with_an_adapter_nobody_recorded() -> None:

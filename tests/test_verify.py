@@ -20,9 +20,9 @@ from hal.__main__ import main
 from hal.conformance.grid import grid
 
 ROOT = Path(__file__).parents[1]
-SINKS = "dense sinks: decode"  # two quick cases: one token, and four
-TWO = ["--device", "cpu", "--backend", "torch", "--case", SINKS, "--seed", "7"]
-# A backend that gives twice the answer where sinks are asked for, and refuses a softcap that it declares.
+SCALE = "dense scale: decode"  # two quick cases: one token, and four
+TWO = ["--device", "cpu", "--backend", "torch", "--case", SCALE, "--seed", "7"]
+# A backend that gives twice the answer where a scale is configured, and refuses a softcap that it declares.
 BROKEN = textwrap.dedent("""
     from hal.backend import Bound
     from hal.backends.torch_native import TorchNative
@@ -39,7 +39,7 @@ BROKEN = textwrap.dedent("""
                 def call(**a):
                     if a.get("softcap"):
                         raise ValueError("softcap is not supported " + "after all " * 30)
-                    return function(**a) * (2 if a.get("sinks") is not None else 1)
+                    return function(**a) * (2 if config.softmax_scale else 1)
                 return call
 
             return Bound(wrong(right.flash_attn_with_kvcache), wrong(right.flash_attn_varlen_func))
@@ -73,7 +73,7 @@ def test_passed(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, *TWO)
     assert code == 0, out + err
     assert out.startswith("torch: 2 passed, 0 failed, 0 refused\n")
-    assert "sinks" in out
+    assert "phase decode" in out
     assert "2 cases of torch, quick, seed 7, about 0 s" in err
     assert all(len(line) <= 100 for line in out.splitlines())
 
@@ -93,16 +93,22 @@ def test_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert (made["mode"], made["seed"], made["driver"], len(made["source"])) == ("quick", 7, "none", 64)
     backend = made["backends"]["torch"]
     assert (backend["passed"], backend["failed"], backend["refused"], backend["unproven"]) == (2, 0, 0, {})
-    assert backend["by_feature"]["sinks"] == {"passed": 2, "failed": 0, "refused": 0}
+    assert backend["by_feature"]["phase decode"] == {"passed": 2, "failed": 0, "refused": 0}
     assert "softcap" not in backend["by_feature"]
     assert [c["case"].split()[2] for c in backend["cases"]] == ["decode-q4", "decode"]
     assert all(c["result"] == "passed" and 0 <= c["error"] <= c["bound"] for c in backend["cases"])
     assert all('"result"' not in line or line.startswith('    {"case"') for line in file.read_text().splitlines())
 
 
+def test_a_driver_named_like_a_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    """No text of the user is taken for the place where the cases go."""
+    code, out, _ = run(capsys, *TWO, "--json", "-", "--driver", "@torch")
+    assert (code, json.loads(out)["driver"], len(json.loads(out)["backends"]["torch"]["cases"])) == (0, "@torch", 2)
+
+
 def test_a_seed_repeats_and_without_one_it_is_fresh(capsys: pytest.CaptureFixture[str]) -> None:
     def errors(*words: str) -> Any:
-        words = ("--backend", "torch", "--device", "cpu", "--case", SINKS, "--json", "-", *words)
+        words = ("--backend", "torch", "--device", "cpu", "--case", SCALE, "--json", "-", *words)
         made = json.loads(run(capsys, *words)[1])
         return made["seed"], [c["error"] for c in made["backends"]["torch"]["cases"]]
 
@@ -125,7 +131,8 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     (("--backend", "hal.config:AttentionConfig"), "expected a subclass of hal.backend.AttentionBackend"),
     (("--device", "cuda:sm90"), "cuda:sm90"), (("--device", "nonsense"), "nonsense"),
     (("--case", "no such case"), "'no such case' is in no case's name"),
-    (("--json", "/no/such/folder/x.json"), "there is no folder '/no/such/folder'"),
+    (("--json", "/no/such/folder/x.json"), "the folder /no/such/folder is not there or can't be written to"),
+    (("--json", "."), "--json .: is a folder"),
     (("--seed", "-1"), "'-1' is no whole number"), (("--seed", "1", "--seed", "2"), "--seed"),
     (("--quick", "--full"), "not allowed with"),
 ])
@@ -143,11 +150,11 @@ def test_failures_are_shown_and_can_be_repeated(capsys: pytest.CaptureFixture[st
     """Exit code 1; the command line it prints repeats the same failure, in another process."""
     file = tmp_path / "first.json"
     name = "broken_kernels:Broken"
-    code, out, err = run(capsys, "--device", "cpu", "--backend", name, "--case", "dense sinks: decode", "--case",
-                         "dense softcap: decode", "--case", "dense scale: decode", "--json", str(file))
+    code, out, err = run(capsys, "--device", "cpu", "--backend", name, "--case", SCALE, "--case",
+                         "dense softcap: decode", "--case", "dense sinks: decode-q4", "--json", str(file))
     assert code == 1
-    assert out.startswith("broken: 2 passed, 4 failed, 0 refused\n"), out
-    assert "failed: dense sinks: decode bfloat16 8/2x128 sinks" in out
+    assert out.startswith("broken: 1 passed, 4 failed, 0 refused\n"), out
+    assert "failed: dense scale: decode bfloat16 8/2x128 scale=" in out
     assert "ValueError: softcap is not supported after all" in out
     assert all(len(line) <= 100 for line in out.splitlines()), out
     line = next(line for line in err.splitlines() if line.startswith("hal: to repeat one: "))
@@ -166,7 +173,7 @@ def test_failures_are_shown_and_can_be_repeated(capsys: pytest.CaptureFixture[st
 
 def test_nothing_passed(capsys: pytest.CaptureFixture[str]) -> None:
     """A backend that is not for this device: refused by name, and that is no success."""
-    code, out, err = run(capsys, "--device", "cpu", "--backend", "broken_kernels:Absent", "--case", SINKS)
+    code, out, err = run(capsys, "--device", "cpu", "--backend", "broken_kernels:Absent", "--case", SCALE)
     assert code == 1
     assert "absent: 0 passed, 0 failed, 2 refused" in out
     assert "all refused, the first: platform cpu is not supported (absent: cuda)" in out
@@ -176,8 +183,8 @@ def test_nothing_passed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unproven_declaration_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole grid ran, nothing failed, and a declared word has no case: exit code 1."""
     torch = registry.get("torch")
-    few = [c for c in grid(torch, False) if c.name.startswith(SINKS)]
-    monkeypatch.setattr("hal.conformance.grid.grid", lambda backend, full: few)
+    few = [c for c in grid(torch, False) if c.name.startswith(SCALE)]
+    monkeypatch.setattr("hal.conformance.grid.grid", lambda backend, full, lacks: few)
     code, out, _ = run(capsys, "--device", "cpu", "--backend", "torch")
     assert code == 1
     assert "torch: 2 passed, 0 failed" in out
@@ -186,7 +193,7 @@ def test_an_unproven_declaration_fails(capsys: pytest.CaptureFixture[str], monke
 
 def test_backends_that_cannot_be_asked_here_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     """With no --backend: what serves the device, and why the others of this platform are left out."""
-    code, out, _ = run(capsys, "--device", "cpu", "--case", SINKS, "--seed", "1")
+    code, out, _ = run(capsys, "--device", "cpu", "--case", SCALE, "--seed", "1")
     assert code == 0
     lines = out[out.index("not verified") :].splitlines()
     others = [n for n in registry.names() if "cpu" in registry.get(n).platforms and n != "torch"]
@@ -201,11 +208,11 @@ def test_an_absent_package_is_named(capsys: pytest.CaptureFixture[str], monkeypa
 
     package = Package("no-such-kernels", "no_such_kernels", "pip install no-such-kernels")
     monkeypatch.setattr(registry.get("torch"), "packages", (package,))
-    code, out, err = run(capsys, "--device", "cpu", "--case", SINKS)
+    code, out, err = run(capsys, "--device", "cpu", "--case", SCALE)
     assert code == 1
     assert any(line.startswith("torch ") and "no-such-kernels" in line for line in out.splitlines()), out
     assert "nothing to verify: no backend serves cpu" in err
-    code, out, err = run(capsys, "--device", "cpu", "--case", SINKS, "--backend", "torch")
+    code, out, err = run(capsys, "--device", "cpu", "--case", SCALE, "--backend", "torch")
     assert (code, "all refused, the first: " in out, "no-such-kernels" in out) == (1, True, True)
 
 
@@ -217,7 +224,7 @@ def test_progress_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert code == 0
     json.loads(out)
     assert "1 of 2, about " in err
-    assert f"s left: torch: {SINKS}" in err
+    assert f"s left: torch: {SCALE}" in err
 
 
 def test_interrupted() -> None:

@@ -47,12 +47,16 @@ def captured(device: str, thunks: Sequence[Thunk]) -> list[Thunk]:
     make = next((getattr(module, kind) for kind in kinds if hasattr(module, kind)), None)
     if make is None or not hasattr(module, "graph"):
         raise RuntimeError(f"--graph: {module.__name__} has none of {', '.join(kinds)}: leave --graph out")
+    module.synchronize()  # the inputs, made on another stream, are there
+    stream = module.Stream()
     replays: list[Thunk] = []
     for call in thunks:
-        call()  # lazy initialisation must not fall into the capture
+        # Lazy initialisation must not fall into the capture, nor plans, which belong to the stream they were made on.
+        with module.stream(stream):
+            call()
         module.synchronize()
         graph = make()
-        with module.graph(graph):
+        with module.graph(graph, stream=stream):
             kept = call()
         replays.append(partial(_replay, graph, kept))
     return replays

@@ -10,7 +10,8 @@ from hal.bench.report import FORMAT, busy, figures
 from hal.text import table
 
 # What must be the same for two figures to mean the same thing.
-SAME = (("platform", "kind"), ("platform", "arch"), ("platform", "name"), ("threads",), ("clock",))
+SAME = (("platform", "kind"), ("platform", "arch"), ("platform", "name"), ("threads",), ("clock",),
+        ("settings", "cold_bytes"))
 
 
 def load(file: str) -> dict[str, Any]:
@@ -24,20 +25,27 @@ def load(file: str) -> dict[str, Any]:
     if report.get("format") != FORMAT:
         raise ValueError(f"--compare {file}: has format {report.get('format')!r}, this hal reads {FORMAT}: "
                          "measure again")
+    try:
+        if _timed(report):
+            compare(report, report)  # reads all that a comparison will read
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"--compare {file}: is no whole report of hal bench ({type(error).__name__}: {error}): give a "
+                         "file that --json wrote") from None
     return report
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """{"rows": what is in both, "only_old": [...], "only_new": [...], "busy": which of the two machines was}.
+    """{"rows": what is in both, "only_old", "only_new": [...], "busy", "unchecked": which of the two runs was}.
 
     A row's ratio is old / new: above 1 the new one is faster. changed: the two spreads do not meet. Raises
-    ValueError where device, threads or clock differ, or nothing was timed in both.
+    ValueError where device, threads, clock or the bytes that inputs rotate over differ, or nothing was timed in both.
     """
     for path in SAME:
         before, after = (_at(report, path) for report in (old, new))
         if before != after:
             raise ValueError(f"--compare: {'.'.join(path)} is {before!r} in the old report and {after!r} in the new "
-                             "one: only runs on the same device with the same threads can be compared")
+                             "one: only runs on the same device, with the same --threads and --cold-mib, can be "
+                             "compared")
     a, b = _timed(old), _timed(new)
     rows = []
     for key in (key for key in a if key in b):
@@ -51,7 +59,8 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("--compare: nobody was timed on the same shape and config in both reports")
     return {"rows": rows, "only_old": [_name(key) for key in a if key not in b],
             "only_new": [_name(key) for key in b if key not in a],
-            "busy": [side for side, report in (("old", old), ("new", new)) if busy(report)]}
+            "busy": [side for side, report in (("old", old), ("new", new)) if busy(report)],
+            "unchecked": [side for side, report in (("old", old), ("new", new)) if not report["checked"]]}
 
 
 def text(told: dict[str, Any]) -> str:
@@ -68,6 +77,9 @@ def text(told: dict[str, Any]) -> str:
     if told["busy"]:
         lines.append(table(("BUSY", f"the machine was busy with other work in the {' and the '.join(told['busy'])} "
                             "run: what changed may be its load"), []))
+    if told["unchecked"]:
+        lines.append(table(("UNCHECKED", "nobody's results were looked at in the "
+                            f"{' and the '.join(told['unchecked'])} run: --no-check"), []))
     for side in ("old", "new"):
         if told[f"only_{side}"]:
             lines.append(table((f"only in the {side} report:", "; ".join(told[f"only_{side}"])), []))

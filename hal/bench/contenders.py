@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hal import registry
+from hal.backend import AttentionBackend
 from hal.bench import inputs, peers
 from hal.bench.shapes import PHASES
 from hal.config import AttentionConfig
@@ -14,14 +15,17 @@ from hal.config import AttentionConfig
 if TYPE_CHECKING:
     from hal.platform import Platform
 
+# What tells one set of inputs from another: page size, layout, who allocates it, dtype of q.
+Reads = tuple[int, str, str, str]
 PAGE_SIZE = 16  # of peers, where neither the user nor a backend says otherwise
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One who can be called. page_size, kv_layout and q_dtype: who shares them reads the same cache.
+    """One who can be called. page_size, kv_layout, allocator and q_dtype: who shares them reads the same cache.
 
-    target: the function it ends in, for people. new_cache, write: an impl's, in its kernel's layout.
+    target: the function it ends in, for people. new_cache, write: an impl's, in its kernel's layout. allocator: whose
+    new_kv_cache that is, for one layout can have several strides; "" is HAL's own.
     """
 
     name: str
@@ -35,10 +39,11 @@ class Contender:
     new_cache: inputs.NewCache
     write: inputs.WriteCache
     prepare: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
+    allocator: str = ""
 
     @property
-    def reads(self) -> tuple[int, str, str]:
-        return self.page_size, self.kv_layout, self.q_dtype
+    def reads(self) -> Reads:
+        return self.page_size, self.kv_layout, self.allocator, self.q_dtype
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ def gather(backends: list[str] | None, peer_names: list[str], config: AttentionC
     Raises ValueError for unknown names.
     """
     if phase == "verify":
-        config = config.replace(max_decode_query_len=max(PHASES[phase].queries(1, 1 << 20, 1)))
+        least = max(PHASES[phase].queries(1, 1 << 20, 1))
+        config = config.replace(max_decode_query_len=max(least, config.max_decode_query_len))
     named = backends is not None
     asked = backends if backends is not None else [
         name for name in registry.names() if platform.kind in registry.get(name).platforms]
@@ -100,12 +106,14 @@ def _backend(name: str, config: AttentionConfig, platform: Platform, phase: str,
     chosen = decision.prefill if phase == "prefill" else decision.decode
     functions = {f: getattr(bound, f) for f in ("flash_attn_with_kvcache", "flash_attn_varlen_func")}
     assert decision.page_size is not None
+    own = registry.get(str(decision.decode.chosen)).new_kv_cache.__func__  # type: ignore[attr-defined]
+    allocator = "" if own is AttentionBackend.new_kv_cache.__func__ else str(own.__qualname__)  # type: ignore[attr-defined]
     return Contender(bound.backend, "backend", str(chosen.target), "", functions, decision.page_size,
-                     decision.kv_layout or "", decision.q_dtype, impl.new_kv_cache, impl.write_kv_cache)
+                     decision.kv_layout or "", decision.q_dtype, impl.new_kv_cache, impl.write_kv_cache,
+                     allocator=allocator)
 
 
 def _peer(name: str, config: AttentionConfig, platform: Platform) -> Contender | Refusal:
-    from hal.backend import AttentionBackend
     from hal.kv_cache import new_kv_cache, write_kv_cache
 
     make = peers.get(name)

@@ -46,9 +46,27 @@ def copies_of(config: AttentionConfig, shape: Shape, page_size: int, cold_bytes:
     return max(1, min(MOST_COPIES, cold_bytes // max(1, sum(bytes_of(config, shape, page_size)))))
 
 
-def make(config: AttentionConfig, shape: Shape, page_size: int, device: str, seed: int, cold_bytes: int,
-         q_dtype: str, new_cache: NewCache, write: WriteCache) -> Inputs:
-    """The calls of a shape on a device. new_cache and write are an impl's, so that the layout is its kernel's."""
+def lengths_of(shape: Shape, device: str) -> dict[str, Any]:
+    """The length arguments of a shape's calls. Made once, so that one forward context is about everyone's."""
+    import torch
+
+    phase = PHASES[shape.phase]
+
+    def starts(lengths: tuple[int, ...]) -> Tensor:
+        return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+    found: dict[str, Any] = {}
+    if phase.packed_q:
+        found |= {"cu_seqlens_q": starts(shape.queries), "max_seqlen_q": max(shape.queries)}
+    if phase.packed_kv:
+        return found | {"cu_seqlens_k": starts((shape.seqlen,) * shape.batch), "max_seqlen_k": shape.seqlen}
+    return found | {"cache_seqlens": torch.full((shape.batch,), shape.seqlen, dtype=torch.int32, device=device)}
+
+
+def make(config: AttentionConfig, shape: Shape, lengths: dict[str, Any], page_size: int, device: str, seed: int,
+         cold_bytes: int, q_dtype: str, new_cache: NewCache, write: WriteCache) -> Inputs:
+    """The calls of a shape on a device. lengths: lengths_of() it. new_cache and write are an impl's, so that the layout
+    is its kernel's."""
     import torch
 
     w, phase = widths(config, shape), PHASES[shape.phase]
@@ -69,10 +87,7 @@ def make(config: AttentionConfig, shape: Shape, page_size: int, device: str, see
     bank_k, bank_v = normal(bank, w.num_kv_heads, dim_k), normal(bank, w.num_kv_heads, dim_v)
     bank_q = normal(max(total_q + copies, min(BANK, total_q * copies)), w.num_heads, dim_k)
     bank_qv = normal(bank_q.shape[0], w.num_heads, dim_v) if mla else None
-    common = _common(config, device, random)
-    lengths = torch.tensor([0, *shape.queries]).cumsum(0).to(device, torch.int32)
-    if phase.packed_q:
-        common |= {"cu_seqlens_q": lengths, "max_seqlen_q": max(shape.queries)}
+    common = _common(config, device, random) | lengths
 
     def queries(tokens: Tensor, copy: int) -> Tensor:
         at = torch.arange(total_q, device=device) + copy * total_q
@@ -80,8 +95,6 @@ def make(config: AttentionConfig, shape: Shape, page_size: int, device: str, see
         return rows if phase.packed_q else rows.view(shape.batch, -1, *rows.shape[1:])
 
     if phase.packed_kv:
-        cu_k = (torch.arange(shape.batch + 1) * shape.seqlen).to(device, torch.int32)
-        common |= {"cu_seqlens_k": cu_k, "max_seqlen_k": shape.seqlen}
         rows = [(torch.arange(tokens, device=device) + copy * tokens) % bank for copy in range(copies)]
         return Inputs("flash_attn_varlen_func", tuple(
             {"q": queries(bank_q, copy), "k": bank_k[at], "v": bank_v[at], **common} for copy, at in enumerate(rows)))
@@ -96,8 +109,7 @@ def make(config: AttentionConfig, shape: Shape, page_size: int, device: str, see
     if fp8:
         common |= {"k_descale": scale, "v_descale": scale}
     table = torch.randperm(pages, generator=random).to(device, torch.int32).view(copies, shape.batch, need)
-    common |= {"k_cache": caches[0], "v_cache": caches[1],
-               "cache_seqlens": torch.full((shape.batch,), shape.seqlen, dtype=torch.int32, device=device)}
+    common |= {"k_cache": caches[0], "v_cache": caches[1]}
     calls = []
     for copy in range(copies):
         call = {"q": queries(bank_q, copy), "page_table": table[copy], **common}

@@ -39,8 +39,9 @@ def sdpa(config: AttentionConfig, platform: Platform) -> Peer:
 
     return Peer(flash_attn_with_kvcache, varlen, prepare=_contiguous,
                 note="reads no pages: K and V lie contiguous and padded before the clock starts, so an upper bound of "
-                     "what code that gathers pages can reach. One call where all sequences have equally many queries, "
-                     "else one a sequence; the GQA group is folded into the query length where there is one query")
+                     "what code that gathers pages can reach; masks are made in the call. One call where all "
+                     "sequences have equally many queries, else one a sequence; the GQA group is folded into the query "
+                     "length where there is one query")
 
 
 def _sequence(config: AttentionConfig, a: dict[str, Any], b: int, q: Tensor, qv: Tensor | None, k: Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from hal.bench.cells import Cell, Entry, Settings
@@ -11,7 +12,7 @@ from hal.bench.run import Run
 from hal.bench.timing import figure
 from hal.text import table
 
-FORMAT = 1
+FORMAT = 2
 
 
 def to_dict(run: Run, settings: Settings, about: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def _entry(entry: Entry, least: float, base: Entry | None, cell: Cell, settings:
         "q_dtype": one.q_dtype, "graph": settings.graph and one.kind == "backend",
         "check": None if entry.checked is None else {
             "shape": dataclasses.asdict(entry.checked), "reduced": entry.checked != cell.shape,
-            "error": entry.error, "bound": entry.bound}}
+            "error": _finite(entry.error), "bound": _finite(entry.bound)}}
     if entry.status != "timed" or not entry.passes:
         return told
     own = _figure(entry)
@@ -54,6 +55,11 @@ def _entry(entry: Entry, least: float, base: Entry | None, cell: Cell, settings:
             "ratio": None if base is None else _figure(base).median / own.median, "fraction": least / own.median,
             "calls_per_sample": entry.calls,
             "samples_s": [[sample.seconds for sample in one] for one in entry.passes]}
+
+
+def _finite(value: float | None) -> float | None:
+    """None for NaN and infinity, which JSON has no words for; the reason says them."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _figure(entry: Entry) -> Any:
@@ -79,8 +85,11 @@ def text(report: dict[str, Any]) -> str:
         table(("limits", f"measured here: {rates['bytes_per_second'] / 1e9:.1f} GB/s, {flops}"), []),
         table(("time", f"{report['clock']}: median, and the spread (middle 80 % of the samples and every pass's "
                "median)"), []),
+        table(("plans", "made before the clock starts, once for each set of inputs, as in a forward context"), []),
         table(("checked", "against the float64 oracle before timing" if report["checked"] else
                "NO: --no-check, nobody's results were looked at"), [])]
+    if report["settings"]["graph"]:
+        lines.append(table(("graphs", "backends are replayed as captured graphs, peers are called one by one"), []))
     if busy(report):
         lines.append(table(("BUSY", f"more ran here than {report['cpus']} CPUs can do at once: figures and limits are "
                             "of a busy machine, most of all with several threads"), []))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hal import env
 from hal.bench import compare, peers, plot, report
 from hal.bench.limits import BYTES
 from hal.bench.shapes import PHASES, shapes_of
 from hal.cli_args import Once
 from hal.commands.explain import _fields as config_fields
+from hal.commands.output import check_target
 from hal.config import DTYPES, AttentionConfig, LayerKind, MLADims
 
 HELP = "time attention backends on given shapes, beside peers and the limits of the device"
@@ -32,8 +33,10 @@ phases:
 Every result is compared with the float64 oracle before it is timed; who is wrong is not timed.
 Everyone takes turns in random order, in three passes that build their inputs anew. The spread is the
 middle 80 % of all samples, widened to every pass's median. Calls rotate over copies of their inputs
-(--cold-mib) so that these do not stay cached. A limit is the least time for the bytes and flops of a
-call, by the bandwidth and the matrix product rate measured in the same run.
+(--cold-mib) so that these do not stay cached. Backends are called in a forward context, as a model's
+layers call them: plans are made before the clock starts, for each copy of the inputs. A limit is the
+least time for the bytes and flops of a call, by the bandwidth and the matrix product rate measured in
+the same run.
 
 exit codes: 0 measured; 1 someone was wrong or failed, a backend asked for by name can't serve, one
 that should can't be bound, or no backend serves; 2 the question was wrong; 130 interrupted.
@@ -56,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help=f"some of {', '.join(PHASES)} (default: decode,prefill,mixed)")
     what.add_argument("--batch", metavar="N,M", type=_numbers, **one, help="sequences in a call")
     what.add_argument("--seqlen", metavar="N,M", type=_numbers, **one, help="keys of each sequence, in tokens")
-    what.add_argument("--chunk", metavar="N", type=_number, default=256, **one,
+    what.add_argument("--chunk", metavar="N", type=_number, **one,
                       help="tokens of a prefill chunk in extend and mixed (default: 256)")
     for flag, metavar in (("--heads", "N"), ("--kv-heads", "N"), ("--head-dim", "N"), ("--page-size", "N")):
         what.add_argument(flag, metavar=metavar, type=_number, **one)
@@ -94,6 +97,12 @@ def run(args: argparse.Namespace) -> int:
     for name in args.phase:
         if name not in PHASES:
             raise ValueError(f"--phase {name!r} is not known (known: {', '.join(PHASES)})")
+    if args.chunk is not None and not set(args.phase) & set(_CHUNKED):
+        raise ValueError(f"--chunk {args.chunk} is not used by --phase {','.join(args.phase)} (used by: "
+                         f"{', '.join(_CHUNKED)}): leave it out")
+    if env.get("HAL_CHECK"):
+        raise ValueError("HAL_CHECK=1 is set, and the validation of every call would be timed with it: unset it (hal "
+                         "bench compares every result with the oracle anyway)")
     peer_names = [] if args.peer == ["none"] else args.peer
     _check_output(args)
     for name in peer_names:
@@ -121,9 +130,10 @@ def _measure(args: argparse.Namespace, kinds: list[LayerKind], peer_names: list[
     from hal.bench import about, cells
     from hal.bench.run import execute
 
+    shapes = shapes_of(args.phase, args.batch, args.seqlen, args.chunk or CHUNK, platform.kind)
     settings = cells.Settings(
-        platform, kinds, shapes_of(args.phase, args.batch, args.seqlen, args.chunk, platform.kind), args.backend,
-        peer_names, args.rounds, args.seconds, args.seed, args.cold_mib << 20, not args.no_check, args.graph)
+        platform, kinds, shapes, args.backend, peer_names, args.rounds, args.seconds, args.seed, args.cold_mib << 20,
+        not args.no_check, args.graph)
     before, load = torch.get_num_threads(), about.load()
     torch.set_num_threads(args.threads or before)
     try:
@@ -142,8 +152,9 @@ def _measure(args: argparse.Namespace, kinds: list[LayerKind], peer_names: list[
 
 
 def _compare(args: argparse.Namespace) -> int:
-    if args.plot is not None:
-        raise ValueError("--plot is not supported with --compare: leave it out")
+    given = vars(args)["_given_once"] | {name for name in ("mla", "graph", "no_check") if getattr(args, name)}
+    for name in sorted(given - {"compare", "json"}):
+        raise ValueError(f"--{name.replace('_', '-')} is not supported with --compare: leave it out")
     _check_output(args)
     told = compare.compare(*(compare.load(file) for file in args.compare))
     if args.json not in (None, "-"):
@@ -158,14 +169,12 @@ def _check_output(args: argparse.Namespace) -> None:
         file = getattr(args, flag)
         if file is None or (flag == "json" and file == "-"):
             continue
-        folder = Path(file).absolute().parent
-        if Path(file).is_dir() or not os.access(folder, os.W_OK):
-            what = "is a folder" if Path(file).is_dir() else f"the folder {folder} is not there or can't be written to"
-            raise ValueError(f"--{flag} {file}: {what}")
+        check_target(f"--{flag}", file)
     if args.plot is not None:
         plot.check(args.plot)
 
 
+CHUNK, _CHUNKED = 256, ("extend", "mixed")
 # argument -> field of AttentionConfig
 _FIELDS = {"heads": "num_heads", "kv_heads": "num_kv_heads", "head_dim": "head_dim", "page_size": "page_size",
            "dtype": "dtype", "kv_cache_dtype": "kv_cache_dtype"}
@@ -199,11 +208,14 @@ def _kinds(args: argparse.Namespace) -> list[LayerKind]:
 def _served(config: AttentionConfig) -> AttentionConfig:
     """The config with MLA's scale filled in. Raises ValueError for what there are no inputs for."""
     for field, served in (("sparse", (False,)), ("attention_type", ("decoder",)), ("context_parallel_size", (1,)),
-                          ("kv_cache_dtype", ("auto", *BYTES))):
+                          ("kv_cache_dtype", ("auto", *BYTES)), ("tree_mask", (False,)),
+                          ("return_softmax_lse", (False,))):
         value = getattr(config, field)
         if value not in served:
             raise ValueError(f"{field} {value!r} is not supported by hal bench, which makes no inputs for it "
                              f"(supported: {', '.join(map(str, served))})")
+    if config.graph:
+        raise ValueError("graph True is not supported in --config of hal bench: say --graph, which also captures")
     if isinstance(config.mla, MLADims) and config.softmax_scale is None:
         dim = config.mla.qk_nope_head_dim + config.mla.qk_rope_head_dim
         return dataclasses.replace(config, softmax_scale=dim**-0.5)

@@ -16,6 +16,7 @@ from typing import Any
 from hal import registry
 from hal.backend import AttentionBackend
 from hal.cli_args import Once
+from hal.commands.output import check_target
 from hal.packages import Packages
 from hal.platform import Platform, detect
 from hal.text import table
@@ -67,8 +68,8 @@ def _run(args: argparse.Namespace) -> int:
     from hal.conformance.runner import backend_of
 
     target = None if args.json in (None, "-") else Path(args.json)
-    if target is not None and not target.parent.is_dir():
-        raise ValueError(f"--json {args.json!r}: there is no folder {str(target.parent)!r}")
+    if target is not None:
+        check_target("--json", args.json)
     device = detect(args.device)
     chosen = [backend_of(name) for name in dict.fromkeys(args.backend)]
     absent: list[tuple[str, str]] = []
@@ -202,7 +203,9 @@ def _compact(made: dict[str, Any]) -> str:
     text = json.dumps(shell, indent=1)
     for name, b in backends.items():
         lines = ",\n".join("    " + json.dumps(case) for case in b["cases"])
-        text = text.replace(json.dumps(f"@{name}"), f"[\n{lines}\n   ]" if lines else "[]")
+        # With its key, which no text of a user can hold: quotes inside a string are escaped.
+        text = text.replace(f'"cases": {json.dumps(f"@{name}")}', f'"cases": [\n{lines}\n   ]' if lines else
+                            '"cases": []')
     return text + "\n"
 
 

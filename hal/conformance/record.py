@@ -172,9 +172,10 @@ def record(device: Platform, backends: dict[str, dict[str, Any]], mode: str, see
            seconds: float, source: str | None = None) -> dict[str, Any]:
     """The JSON of `hal verify --json` (design.md section 5), and what evidence needs beside it.
 
-    source: source_hash() from before the run (default: from now).
+    source: source_hash() from before the run (default: from now). The date is that of the run's begin, in UTC.
     """
+    begin = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=seconds)
     return {"platform": device.to_dict(), "driver": driver, "versions": versions(),
             "source": source_hash() if source is None else source,
-            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"), "mode": mode, "seed": seed,
+            "date": begin.strftime("%Y-%m-%d"), "mode": mode, "seed": seed,
             "seconds": round(seconds, 1), "backends": backends}
