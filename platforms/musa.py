@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
 
 from hal.platform import Probe, ask_devices, known_devices
 
@@ -55,3 +56,11 @@ def devices() -> Probe:
         major, minor = torch.musa.get_device_capability(index)
         seen.append((f"mp{major}{minor}", torch.musa.get_device_name(index)))
     return known_devices(KIND, TORCH_DEVICE, ARCHS, seen, f"torch_musa {torch_musa.__version__}")
+
+
+def current_stream(device: Any) -> Hashable:
+    """Which stream of `device` is current: torch_musa's own answer, whether or not it tells torch.accelerator."""
+    from hal.torch_import import load_torch
+
+    stream: Hashable = load_torch().musa.current_stream(device).musa_stream
+    return stream

@@ -216,7 +216,7 @@ ACCEPTED: list[tuple[str, str, dict[str, Any]]] = [
     ("npu:ascend910b", "ascend_mla", {"mla": True, "num_heads": 8, "max_decode_query_len": 16, "graph": True}),
     ("musa:mp31", "mate_mla", {"mla": True, "num_heads": 64, "max_decode_query_len": 5, "dtype": "float16"}),
     ("npu:ascend910c", "ascend", {"head_dim": 192, "head_dim_v": 128, "return_softmax_lse": True}),
-    ("musa:mp31", "mate", {"head_dim": 96, "page_size": 1}),
+    ("musa:mp31", "mate", {"head_dim": 96, "page_size": 64}),
     ("musa:mp31", "mate", {"head_dim": 384}),
     ("musa:mp31", "mate", {"sinks": True, "sliding_window": 128}),
 ]

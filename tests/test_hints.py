@@ -349,7 +349,7 @@ def test_of_many_the_best_ranked_are_shown() -> None:
     ("musa:mp31", {"dtype": "float32"}, "mate", "dtype float32 excluded mate (float16, bfloat16); dtype float16 "),
     ("npu:ascend910b", {"page_size": 16}, "torch-npu", "page_size 16 excluded ascend (128); page_size 128 would "),
     ("rocm:gfx942", {"page_size": 64}, "amd-aiter", "page_size 64 excluded aiter (16, 1024)"),
-    ("musa:mp31", {}, "", "installing mate 0.2.0 or newer would serve prefill and decode with mate: install Moore "
+    ("musa:mp31", {}, "", "installing mate 0.2.1 or newer would serve prefill and decode with mate: install Moore "
                            "Threads' MATE"),
     ("cuda:sm80", {}, "", "installing flash-attn 2.6.1 or newer would serve prefill and decode with flash_attn_2: "
                               "pip install flash-attn"),

@@ -384,7 +384,7 @@ def first_reasons(packages: Packages, device: str, backend: str, **config: Any) 
     ([], {}, "musa:mp31", "mate", ["package mate is not installed; install Moore Threads' MATE"]),
     (["mate.matchers"], {"mate": "9.9"}, "musa:mp31", "mate", ["Matchers for unittest"]),
     (["mate.mha_interface"], {"mate": "0.2.2"}, "musa:mp31", "mate", []),
-    (["mate.mha_interface"], {"mate": "0.1.3"}, "musa:mp31", "mate", ["mate 0.1.3 is too old (needs 0.2.0 or newer)"]),
+    (["mate.mha_interface"], {"mate": "0.1.3"}, "musa:mp31", "mate", ["mate 0.1.3 is too old (needs 0.2.1 or newer)"]),
     (["flash_attn.flash_attn_interface"], {"flash_attn": "2.5.9.post1"}, "cuda:sm80", "flash_attn_2",
      ["flash-attn 2.5.9.post1 is too old (needs 2.6.1 or newer); pip install flash-attn"]),
     (["flash_attn.flash_attn_interface"], {"flash_attn": "2.8.3.post2"}, "cuda:sm80", "flash_attn_2", []),

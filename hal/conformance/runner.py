@@ -173,7 +173,7 @@ class Runner:
         """((out, lse or None) on the host, what is wrong with the caches or with the form of the result)."""
         import torch
 
-        device = torch.device(impl.platform.torch_device)
+        device = impl.platform.torch_device
         # Copies: what the call does to them must not reach the oracle.
         a = {name: x.clone().to(device) if isinstance(x, torch.Tensor) else x for name, x in inputs.arguments.items()}
         k_name, v_name = ("k", "v") if case.phase == "paged_varlen" else ("k_cache", "v_cache")

@@ -1,0 +1,143 @@
+"""verify_emulated.py BACKEND [--quick] [--case TEXT] [--seed N] [--json FILE]: the conformance grid against an
+emulator of the vendor's package.
+
+The emulators and their devices stand in EMULATED below. The whole grid leaves a record,
+docs/evidence/emulated-BACKEND-KIND-ARCH.json, which proves the level "emulated" for the code as it is now; --quick and
+--case leave none unless --json says where.
+Exit codes: 0 passed, 1 something failed or is unproven, 2 a wrong argument.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the emulators are there
+
+from hal import registry
+from hal.commands.verify import _compact, _readable
+from hal.conformance.case import Case
+from hal.conformance.grid import grid
+from hal.conformance.record import record, summary
+from hal.conformance.runner import Result, Runner
+from hal.platform import Platform
+
+ROOT, SEED = Path(__file__).resolve().parents[1], 20260
+
+
+class Emulated(NamedTuple):
+    """emulator: its file. platform: the device that is emulated. open: a context with the package installed there."""
+
+    emulator: str
+    platform: Platform
+    open: Callable[[], AbstractContextManager[Any]]
+
+
+@contextmanager
+def _mate() -> Any:
+    from emulators.mate import mate
+    from emulators.torch_musa import TorchMusa
+
+    with ExitStack() as stack:
+        machine = stack.enter_context(TorchMusa("musa:0"))
+        yield stack.enter_context(mate(current_device=machine.current).installed())
+
+
+def _cuda(arch: str, *packages: str) -> Callable[[], AbstractContextManager[Any]]:
+    """An NVIDIA GPU with vendor packages: their calls are the machine's."""
+    def open_machine() -> AbstractContextManager[Any]:
+        from flash_attn_machines import there
+
+        return there(arch, *packages)
+
+    return open_machine
+
+
+def _gpu(arch: str) -> Platform:
+    return Platform("cuda", arch, "cuda:0", 0, f"emulated {arch}")
+
+
+# Version 3's providers at once: what one refuses (sinks, context parallelism) the next serves.
+_THREE = ("flash-attn-3", "sglang-kernel", "vllm")
+_MP31 = Platform("musa", "mp31", "musa:0", 0, "emulated MP31")
+EMULATED = {
+    "mate": Emulated("tests/emulators/mate.py", _MP31, _mate),
+    "mate_mla": Emulated("tests/emulators/mate.py", _MP31, _mate),
+    "flash_attn_2": Emulated("tests/emulators/flash_attn_2.py", _gpu("sm80"), _cuda("sm80", "flash-attn")),
+    "flash_attn_3": Emulated("tests/emulators/flash_attn_3.py", _gpu("sm90"), _cuda("sm90", *_THREE)),
+    "flash_attn_4": Emulated("tests/emulators/flash_attn_4.py", _gpu("sm100"), _cuda("sm100", "flash-attn-4")),
+    "flash_attn_mla": Emulated("tests/emulators/flash_attn_3.py", _gpu("sm90"), _cuda("sm90", *_THREE)),
+}
+
+
+def results(backend: str, cases: list[Case], seed: int) -> list[Result]:
+    """How each case ended."""
+    import torch
+
+    torch.set_num_threads(1)  # several processes share the cores
+    row = EMULATED[backend]
+    with row.open() as vendor:
+        runner, found = Runner(registry.get(backend), row.platform, seed), []
+        for case in cases:
+            found.append(runner.run(case))
+            vendor.calls.clear()
+        return found
+
+
+def _share(backend: str, first: int, step: int, quick: bool, text: str, seed: int) -> list[tuple[int, Result]]:
+    cases = _cases(backend, quick, text)
+    where = range(first, len(cases), step)
+    return list(zip(where, results(backend, [cases[i] for i in where], seed)))
+
+
+def _cases(backend: str, quick: bool, text: str) -> list[Case]:
+    return [case for case in grid(registry.get(backend), not quick) if text in case.name]
+
+
+def run(backend: str, quick: bool, text: str, seed: int, jobs: int) -> dict[str, Any]:
+    """The record. Its versions are those of the emulated package."""
+    start, row = time.monotonic(), EMULATED[backend]
+    with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
+        shares = [pool.submit(_share, backend, n, jobs, quick, text, seed) for n in range(jobs)]
+        found = [result for _, result in sorted((r for share in shares for r in share.result()), key=lambda r: r[0])]
+    with row.open():
+        made = record(row.platform, {backend: summary(registry.get(backend), found, not text)},
+                      "quick" if quick else "full", seed, "none: emulated", time.monotonic() - start)
+    return {**made, "emulator": row.emulator, "command": f"python ci/verify_emulated.py {backend}"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backend", choices=EMULATED)
+    parser.add_argument("--quick", action="store_true", help="each feature at least once")
+    parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains TEXT")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: a whole number >= 1")
+    if not _cases(args.backend, args.quick, args.case):
+        parser.error(f"--case {args.case!r} is in no case's name")
+    made = run(args.backend, args.quick, args.case, args.seed, args.jobs)
+    where = EMULATED[args.backend].platform
+    target = args.json
+    if target is None and not (args.quick or args.case):
+        target = ROOT / "docs" / "evidence" / f"emulated-{args.backend}-{where.kind}-{where.arch}.json"
+    if target is not None:
+        target.write_text(_compact(made))
+        print(f"written: {target}")
+    print(_readable(made, []))
+    part = made["backends"][args.backend]
+    return int(bool(part["failed"] or part["unproven"] or not part["passed"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
