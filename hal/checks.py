@@ -36,7 +36,16 @@ def lengths(x: Any, name: str, batch: int) -> list[int] | None:
         return None
     int32(x, name, 1)
     need(x.shape[0] == batch, name, tuple(x.shape), f"({batch},), one per sequence")
-    return [int(n) for n in x.tolist()]
+    return numbers(x)
+
+
+def numbers(x: Tensor) -> list[int]:
+    """A tensor of lengths on the host. Of a device's, one copy a step: the forward context shares it."""
+    if x.device.type == "cpu":
+        return list(x.tolist())
+    from hal.context import host
+
+    return list(host(x))
 
 
 def rows_of(x: Tensor, cu: Any, name: str, most: Any) -> list[tuple[int, int]]:
@@ -46,7 +55,7 @@ def rows_of(x: Tensor, cu: Any, name: str, most: Any) -> list[tuple[int, int]]:
     int32(cu, name, 1)
     need(cu.is_contiguous(), name, f"stride {cu.stride()}", "a contiguous tensor")
     need(cu.shape[0] >= 2, name, tuple(cu.shape), "at least 2 values: [0, len]")
-    values = [int(n) for n in cu.tolist()]
+    values = numbers(cu)
     need(values[0] == 0, name, f"{values[0]} first", "0 first")
     need(all(x <= y for x, y in pairwise(values)), name, values[:8], "values that do not decrease")
     need(values[-1] == x.shape[0], name, f"{values[-1]} last", f"{x.shape[0]} last, the number of rows")

@@ -18,6 +18,7 @@ import torch
 from emulators.common import Refusal, Vendor
 from emulators.devices import DeviceName, Devices, Sync, Tagged, on, plain_of
 
+import hal
 from hal import AttentionConfig, Platform, registry
 from hal.packages import Package, Packages
 
@@ -437,3 +438,22 @@ def test_an_adapter_that_reads_lengths_on_the_host_is_caught(devices: Devices) -
             bound.flash_attn_with_kvcache(**call)
     assert vendor.calls[-1].arguments["actual_seq_lengths_kv"] == [5, 7]
     assert str(vendor.calls[-1].arguments["atten_mask"].device) == "npu:0"
+
+
+def test_the_torch_backend_copies_lengths_once_a_step(devices: Devices) -> None:
+    """Two layers, one copy of cache_seqlens; the next epoch and a call outside any context copy anew."""
+    config = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=16, dtype="float32", page_size=4)
+    bound = registry.get("torch").bind(config, Platform("cpu", None, "cpu"), None)
+    there = {n: x for n, x in paged("cuda:1", torch.Generator().manual_seed(0)).items() if n not in ("k", "v")}
+
+    def waits() -> int:
+        before = len(devices.syncs)
+        bound.flash_attn_with_kvcache(**there)
+        return len(devices.syncs) - before
+
+    alone = waits()
+    with hal.forward_context(cache_seqlens=there["cache_seqlens"]) as step:
+        assert [waits(), waits(), waits()] == [alone, alone - 1, alone - 1]
+        step.update()
+        assert waits() == alone
+    assert waits() == alone
