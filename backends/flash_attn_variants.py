@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from hal.backend import AttentionBackend
-from hal.backends.flash_attn import SGLANG, TARGETS, UPSTREAM, FlashAttention2, FlashAttention3
+from hal.backend import AttentionBackend, Bound
+from hal.backends import flash_attn_v3 as v3
+from hal.backends.flash_attn import TARGETS, FlashAttention2, FlashAttention3
+from hal.backends.flash_attn_v3 import SGLANG, UPSTREAM, VLLM
 from hal.backends.layouts import MLA_JOINT
-from hal.backends.nvidia import VLLM_INSTALL
-from hal.capabilities import PageSizes
+from hal.capabilities import HeadDims, PageSizes
+from hal.config import MLADims
 from hal.packages import Package
 
 if TYPE_CHECKING:
     from hal.config import AttentionConfig
     from hal.platform import Platform
 
-# vLLM's build of FlashAttention 3: one function for paged and ragged keys, with cp_world_size, cp_rank and
-# cp_tot_seqused_k, which upstream's and SGLang's functions do not have (signatures.json).
-VLLM = Package("vllm", "vllm.vllm_flash_attn.flash_attn_interface", VLLM_INSTALL)
 
-
-class FlashAttentionDiffKV(AttentionBackend):
+class FlashAttentionDiffKV(FlashAttention3):
     """K and V of unequal head dims, side by side in one cache tensor of width head_dim + head_dim_v.
 
     The two caches are strided views, so the layout is the ordinary one. FlashAttention 3 alone: version 2 checks
@@ -29,31 +28,15 @@ class FlashAttentionDiffKV(AttentionBackend):
     """
 
     name = "flash_attn_diffkv"
-    packages = (UPSTREAM, SGLANG)
-    platforms = FlashAttention3.platforms
-    head_dim_pairs = None  # by the rule of _head_reasons
     kv_cache_dtypes = ()  # vLLM 0.33, executed: auto, float16, bfloat16
+    head_dims = HeadDims()  # by the rule of _head_reasons
     # vLLM 0.33 executed: multiples of 16 (doc: any). The kernel takes any; kept to what is run.
     page_sizes = PageSizes(64, step=16)
-    features = frozenset({"sliding_window", "softcap", "sinks", "non_causal", "return_softmax_lse"})
-    attention_types = FlashAttention3.attention_types
-    max_decode_query_len = None
-    graph_level = "uniform batch"
-    adapter = False
-    targets = TARGETS
+    calls = FlashAttention3.calls - {"descale_per_head"}
+    mla_prefill = ()
     sources = ("vLLM 0.33, checks of FLASH_ATTN_DIFFKV executed (page sizes, attention types, non-causal)",
                "flash-attention 0251105a, hopper/flash_api.cpp, mha_fwd (pairs of head dims)",
                "vLLM, v1/attention/backends/flash_attn_diffkv.py (cache of width head_dim + head_dim_v)")
-
-    @classmethod
-    def q_dtype(cls, config: AttentionConfig) -> str:
-        return FlashAttention3.q_dtype(config)
-
-    @classmethod
-    def package_reasons(cls, package: Package, config: AttentionConfig) -> list[str]:
-        if config.sinks and package is UPSTREAM:
-            return [f"sinks is not supported by flash-attn-3 ({cls.name}: with sglang-kernel)"]
-        return []
 
     @classmethod
     def _head_reasons(cls, config: AttentionConfig) -> list[str]:
@@ -68,16 +51,16 @@ class FlashAttentionDiffKV(AttentionBackend):
                 "to 128, or up to 64 with up to 512)"]
 
     @classmethod
-    def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
-        # The kernel is flash_attn_3's, and so are its rules.
-        return [reason.replace("flash_attn_3", cls.name) for reason in
-                FlashAttention3.extra_reasons(config, platform, phase)]
+    def new_kv_cache(cls, config: AttentionConfig, device: str, num_pages: int, page_size: int) -> tuple[Any, Any]:
+        """Two views of one zero-filled tensor [num_pages, page_size, num_kv_heads, head_dim + head_dim_v]."""
+        return joint_cache(config, device, (num_pages, page_size, config.num_kv_heads), config.head_dim, config.v_dim)
 
 
 class FlashAttentionMLA(AttentionBackend):
     """Absorbed MLA: q is the rope part, `qv` the latent part; k_cache and v_cache are views of one tensor.
 
-    Any number of query tokens, so it also prefills in absorbed form where nothing prefills expanded K and V.
+    Any number of query tokens, so it also prefills in absorbed form where nothing prefills expanded K and V. HAL
+    appends, for vLLM's function can't; rotary_cos and cache_leftpad it can't take either, so nobody's does.
     """
 
     name = "flash_attn_mla"
@@ -88,12 +71,12 @@ class FlashAttentionMLA(AttentionBackend):
     # vLLM 0.33 says multiples of 16; SGLang 0.5.23 runs pages of 1 through the same function. The narrower claim
     # holds until pages of other sizes have run on hardware. 64 is what FlashMLA needs too.
     page_sizes = PageSizes(64, step=16)
-    features = frozenset({"mla", "return_softmax_lse", "context_parallel"})
+    features = frozenset({"mla", "return_softmax_lse", "context_parallel", "deterministic"})
+    calls = frozenset({"append", "cache_batch_idx", "unpaged", "strided_cache", "packed_decode", "varlen_qv"})
     requires = frozenset({"mla"})
     max_decode_query_len = None  # QueryLenSupport.VARLEN
     kv_layout = MLA_JOINT
     graph_level = "uniform batch"
-    adapter = False
     refusals = {"non_causal": "vLLM 0.33 never runs it so (supports_non_causal False)",
                 "softcap": "vLLM raises for it with MLA, and no MLA model has one",
                 "sliding_window": "vLLM raises for it with MLA, and no MLA model has one",
@@ -114,6 +97,31 @@ class FlashAttentionMLA(AttentionBackend):
     def target(cls, phase: str, package: Package | None, config: AttentionConfig) -> str:
         """vLLM's build has one function for both."""
         return f"{VLLM.module}.flash_attn_varlen_func" if package is VLLM else super().target(phase, package, config)
+
+    @classmethod
+    def bind(cls, config: AttentionConfig, platform: Platform, package: Package | None) -> Bound:
+        assert package is not None
+        vendor = importlib.import_module(package.module)
+        build = v3.build_of(vendor, package, cls.name)
+        kvcache = v3.with_kvcache(vendor, config, build, cls.name, mla=True)
+        return Bound(kvcache, v3.varlen_func(vendor, config, build, cls.name, kvcache, mla=True))
+
+    @classmethod
+    def new_kv_cache(cls, config: AttentionConfig, device: str, num_pages: int, page_size: int) -> tuple[Any, Any]:
+        """Zero-filled (rope, latent): views of one tensor [num_pages, page_size, 1, latent + rope], latent first."""
+        assert isinstance(config.mla, MLADims)
+        latent, rope = joint_cache(config, device, (num_pages, page_size, 1), config.mla.kv_lora_rank,
+                                   config.mla.qk_rope_head_dim)
+        return rope, latent
+
+
+def joint_cache(config: AttentionConfig, device: str, shape: tuple[int, ...], first: int,
+                second: int) -> tuple[Any, Any]:
+    """Views [*shape, first] and [*shape, second] of one zero-filled tensor."""
+    import torch
+
+    both = torch.zeros((*shape, first + second), dtype=getattr(torch, config.stored_dtype), device=device)
+    return both[..., :first], both[..., first:]
 
 
 class DualChunkFlashAttention(AttentionBackend):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hal.platform import Probe, ask_devices, known_devices
 
@@ -70,6 +70,13 @@ _BELOW_SM90 = (_DENSE, _PREFILL, _MLA)
 def priority(arch: str | None, mla: bool, phase: str) -> tuple[str, ...]:
     dense, mla_prefill, mla_decode = _PRIORITY.get(arch or "", _BELOW_SM90)
     return (mla_prefill if phase == "prefill" else mla_decode) if mla else dense
+
+
+def current_stream(device: Any) -> int:
+    """The address of a device's current stream; torch.cuda.current_stream() would make an object of it, each call."""
+    import torch
+
+    return int(torch._C._cuda_getCurrentRawStream(device.index))
 
 
 def probe(host: Host) -> Probe:

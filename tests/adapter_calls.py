@@ -6,6 +6,7 @@ which function is called with which arguments, and that nothing is dropped. They
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import contract_data
 import torch
 from emulators.common import Call, Vendor
 
-from hal import AttentionConfig, Platform, registry
+from hal import AttentionConfig, Platform, forward_context, registry
 from hal.packages import Package, numbers
 
 B, H, HKV, D, PAGES = 2, 4, 2, 128, 3
@@ -37,14 +38,30 @@ class Adapter(NamedTuple):
 
 
 _FP8, _SINKS = {"kv_cache_dtype": "fp8_e4m3"}, {"sinks": True, "sliding_window": 3}
+_VLLM = "vllm.vllm_flash_attn.flash_attn_interface"
+_ABSORBED = ({"mla": True, "num_kv_heads": 1, "softmax_scale": 0.1},)
 ADAPTERS = {
     "fa3": Adapter("flash_attn_3", "flash_attn_interface", "cuda:sm90", 64, ({}, _FP8)),
     "fa3_sglang": Adapter("flash_attn_3", "sgl_kernel.flash_attn", "cuda:sm90", 64, ({}, _FP8, _SINKS)),
+    "fa3_vllm": Adapter("flash_attn_3", _VLLM, "cuda:sm90", 64, ({}, _FP8, _SINKS)),
     "fa2": Adapter("flash_attn_2", "flash_attn.flash_attn_interface", "cuda:sm80", 256),
+    "fa4": Adapter("flash_attn_4", "flash_attn.cute.interface", "cuda:sm100", 128, ({}, _SINKS)),
+    "diffkv": Adapter("flash_attn_diffkv", "flash_attn_interface", "cuda:sm90", 64),
+    "diffkv_sglang": Adapter("flash_attn_diffkv", "sgl_kernel.flash_attn", "cuda:sm90", 64, ({}, _SINKS)),
+    "diffkv_vllm": Adapter("flash_attn_diffkv", _VLLM, "cuda:sm90", 64, ({}, _SINKS)),
+    "mla": Adapter("flash_attn_mla", "flash_attn_interface", "cuda:sm90", 64, _ABSORBED),
+    "mla_sglang": Adapter("flash_attn_mla", "sgl_kernel.flash_attn", "cuda:sm90", 64, _ABSORBED),
+    "mla_vllm": Adapter("flash_attn_mla", _VLLM, "cuda:sm90", 64, _ABSORBED),
     "mate": Adapter("mate", "mate.mha_interface", "musa:mp31", 64, ({}, _SINKS)),
+    "mate_mla": Adapter("mate_mla", "mate.mha_interface", "musa:mp31", 64, _ABSORBED),
     "aiter": Adapter("aiter", "aiter.ops.mha", "rocm:gfx942", 16),
     "ascend": Adapter("ascend", "torch_npu", "npu:ascend910b", 128),
 }
+# Adapters of absorbed MLA take other tensors than the calls below: latent_call makes theirs.
+LATENT = ("mate_mla", "mla", "mla_sglang", "mla_vllm")
+DENSE = tuple(name for name in ADAPTERS if name not in LATENT)
+# What a vendor calls once a step, before the attention.
+_PLANS = ("get_scheduler_metadata",)
 
 
 def claimed(package: Package) -> list[str]:
@@ -71,8 +88,9 @@ class Recorder:
 
     @property
     def calls(self) -> list[tuple[str, dict[str, Any]]]:
-        """(function, all its arguments) of every call so far."""
-        return [(call.function.rpartition(".")[2], call.arguments) for call in self.vendor.calls]
+        """(function, all its arguments) of every call so far, but for those that make plans."""
+        made = [(call.function.rpartition(".")[2], call.arguments) for call in self.vendor.calls]
+        return [call for call in made if call[0] not in _PLANS]
 
 
 def _answer(module: str, function: str, a: types.SimpleNamespace) -> Any:
@@ -82,7 +100,17 @@ def _answer(module: str, function: str, a: types.SimpleNamespace) -> Any:
     if module == "torch_npu":
         q = a.query
         return torch.zeros(*q.shape[:2], D), torch.zeros(*q.shape[:2], 1) if a.softmax_lse_flag else torch.empty(0)
+    if function == "get_scheduler_metadata":
+        return torch.zeros(4 * a.batch_size, dtype=torch.int32)
     q, given = a.q, vars(a)
+    if module in ("flash_attn.cute.interface", _VLLM):  # two values, or (4) a pair of which one is None
+        out = torch.zeros(*q.shape[:-1], a.v.shape[-1])
+        lse = torch.full((q.shape[0], q.shape[2], q.shape[1]) if q.dim() == 4 else (q.shape[1], q.shape[0]), -INF)
+        if module == _VLLM:
+            return (out, lse) if a.return_softmax_lse else out
+        return out, lse if a.return_lse else None
+    if module == "mate.mha_interface" and given.get("qv") is not None:
+        return torch.zeros(a.qv.shape), torch.zeros(q.shape[:-1] if q.dim() == 4 else (q.shape[1], q.shape[0]))
     lse_shape = (q.shape[0], q.shape[2], q.shape[1]) if q.dim() == 4 else (q.shape[1], q.shape[0])
     out, lse = torch.zeros(*q.shape[:-1], D), torch.zeros(lse_shape)
     lse.view(-1)[0] = {"mate.mha_interface": -INF}.get(module, INF)
@@ -120,6 +148,18 @@ def paged_varlen_call(adapter: str, **more: Any) -> dict[str, Any]:
             "max_seqlen_k": None, "seqused_k": ints(5, 7), "page_table": call["page_table"], **more}
 
 
+def latent_call(**more: Any) -> dict[str, Any]:
+    """A paged decode call over absorbed MLA: q is the rope part, the caches are two views of one tensor."""
+    joint = torch.zeros(8, 64, 1, 576)
+    call = {**kvcache_call("mate_mla"), "k_cache": joint[..., 512:], "v_cache": joint[..., :512], **more}
+    call["q"] = call["q"][..., :64]
+    call |= {name: call[name][..., :1, :1].expand(-1, -1, 1, dim) for name, dim in (("k", 64), ("v", 512))
+             if name in call}
+    if "out" in call:
+        call["out"] = torch.ones(*call["q"].shape[:-1], 512)
+    return {"qv": torch.zeros(*call["q"].shape[:-1], 512), **call}
+
+
 def run(bound: Any, function: str, call: dict[str, Any]) -> Any:
     return getattr(bound, function)(**call)
 
@@ -130,8 +170,8 @@ PACKED = {"q": torch.zeros(3, H, D), "max_seqlen_q": 2}
 NEW = {"k": torch.zeros(B, 1, HKV, D), "v": torch.zeros(B, 1, HKV, D)}
 # Argument -> (a value that is not the default, what must come with it).
 KVCACHE_SAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "k": (torch.ones(B, 1, HKV, D), {"v": NEW["v"]}),
-    "v": (torch.ones(B, 1, HKV, D), {"k": NEW["k"]}),
+    "k": (torch.ones(B, 1, HKV, D), NEW),
+    "v": (torch.ones(B, 1, HKV, D), NEW),
     "qv": (torch.ones(B, 1, H, 512), {}),
     "rotary_cos": (torch.ones(512, 8), NEW),
     "rotary_sin": (torch.ones(512, 8), NEW),
@@ -172,20 +212,41 @@ _EXTENSIONS = {"tree_mask", "mm_prefix_ranges", "sparse_indices", "cp_world_size
                "cp_tot_seqused_k"}
 _APPEND = {"k", "v", "rotary_cos", "rotary_sin", "rotary_seqlens", "rotary_interleaved", "cu_seqlens_k_new"}
 _ROWS = {"cache_batch_idx", "cache_leftpad"}
+_ROTARY = {"rotary_cos", "rotary_sin", "rotary_seqlens", "rotary_interleaved"}
+_CP = {"cp_world_size", "cp_rank", "cp_tot_seqused_k"}
+# vLLM's function of version 3; absorbed MLA through version 3, whoever provides it.
+_VLLM_LACKS = _DESCALES | (_EXTENSIONS - _CP) | _ROTARY | {"cache_leftpad", "attention_chunk", "pack_gqa", "sm_margin",
+                                                           "out"}
+_LATENT_LACKS = _DESCALES | (_EXTENSIONS - _CP) | _ROTARY | {"cache_leftpad", "attention_chunk", "sinks", "softcap",
+                                                             "window_size", "out"}
 KVCACHE_REFUSED = {
     "fa3": _DESCALES | _EXTENSIONS | {"qv", "sinks", "out"},
     "fa3_sglang": _DESCALES | _EXTENSIONS | {"qv", "out"},
-    "fa2": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | {"qv", "rotary_seqlens", "cu_seqlens_k_new",
-                                                       "attention_chunk", "sinks", "out"},
-    "mate": _DESCALES | _EXTENSIONS | {"qv", "attention_chunk", "out"},
+    "fa2": _HINTS | _DESCALES | _EXTENSIONS | _ROTARY | {"qv", "cache_leftpad", "attention_chunk", "sinks", "out"},
+    "fa3_vllm": _VLLM_LACKS | {"qv"},
+    "fa4": _DESCALES | _EXTENSIONS | _APPEND | {"qv", "cache_leftpad", "attention_chunk", "scheduler_metadata",
+                                                "sm_margin", "out"},
+    "diffkv": _DESCALES | _EXTENSIONS | {"qv", "sinks", "out"},
+    "diffkv_sglang": _DESCALES | _EXTENSIONS | {"qv", "out"},
+    "diffkv_vllm": _VLLM_LACKS | {"qv"},
+    "mla": _LATENT_LACKS | _CP,
+    "mla_sglang": _LATENT_LACKS | _CP,
+    "mla_vllm": _LATENT_LACKS | {"pack_gqa", "sm_margin"},
+    "mate": _DESCALES | _EXTENSIONS | {"qv", "attention_chunk", "scheduler_metadata", "cache_leftpad"},
+    "mate_mla": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {"num_splits", "attention_chunk", "sinks",
+                                                                      "softcap", "window_size"},
     "aiter": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {"qv", "num_splits", "attention_chunk",
                                                                    "sinks", "out"},
     "ascend": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {"qv", "num_splits", "attention_chunk",
                                                                     "sinks", "out", "softcap", "window_size",
                                                                     "causal"},
 }
-# Accepted although nothing of the call changes: what it says is checked against q, or held by the lengths.
-KVCACHE_CHECKED = {"fa2": {"max_seqlen_q"}, "aiter": {"max_seqlen_q"}, "ascend": {"max_seqlen_q"}}
+# Accepted although nothing of the call changes: what it says is checked against q, held by the lengths, or (where HAL
+# appends) in the cache's memory.
+_WRITTEN = {"k", "v", "cu_seqlens_k_new"}
+KVCACHE_CHECKED = {"fa2": {"max_seqlen_q"}, "fa4": {"max_seqlen_q"}, "fa3_vllm": {"max_seqlen_q", *_WRITTEN},
+                   "diffkv_vllm": {"max_seqlen_q", *_WRITTEN}, "aiter": {"max_seqlen_q"}, "ascend": {"max_seqlen_q"},
+                   "mate": {"max_seqlen_q", "out"}}
 
 VARLEN_SAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "cu_seqlens_k": (ints(0, 3, 6), {}),
@@ -224,7 +285,16 @@ VARLEN_REFUSED = {
     "fa3": _DESCALES | _EXTENSIONS | {"qv", "sinks", "out"},
     "fa3_sglang": _DESCALES | _EXTENSIONS | {"qv", "out", "deterministic"},
     "fa2": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks", "out"},
+    "fa3_vllm": _VLLM_LACKS | _SEQUSED | {"qv", "deterministic"},
+    "fa4": _DESCALES | _EXTENSIONS | {"qv", "attention_chunk", "sm_margin", "out"},
+    "diffkv": _DESCALES | _EXTENSIONS | {"qv", "sinks", "out"},
+    "diffkv_sglang": _DESCALES | _EXTENSIONS | {"qv", "out", "deterministic"},
+    "diffkv_vllm": _VLLM_LACKS | _SEQUSED | {"qv", "deterministic"},
+    "mla": _LATENT_LACKS | _CP | _SEQUSED | {"page_table"},
+    "mla_sglang": _LATENT_LACKS | _CP | _SEQUSED | {"page_table", "deterministic"},
+    "mla_vllm": _LATENT_LACKS | _SEQUSED | {"page_table", "deterministic", "pack_gqa", "sm_margin"},
     "mate": _DESCALES | _EXTENSIONS | {"qv", "attention_chunk"},
+    "mate_mla": _DESCALES | _EXTENSIONS | {"qv", "attention_chunk", "page_table"},
     "aiter": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks"},
     "ascend": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks", "out",
                                                                     "softcap", "window_size", "causal",
@@ -235,7 +305,14 @@ VARLEN_CHECKED = {"ascend": {"max_seqlen_q", "max_seqlen_k"}}
 
 # Tensors that the vendor gets as something else: Ascend's op wants lengths as lists from the host.
 # aiter's wants exactly one row of the page table a sequence.
-TRANSLATED = {"ascend": {"cache_seqlens", "cu_seqlens_q", "cu_seqlens_k"}, "aiter": {"page_table"}}
+# MATE's kvcache function has no out: the result is copied there.
+# FlashAttention gets the rows of the page table that cache_batch_idx names; where HAL appends, k and v are in the cache
+# before the call, and version 2 gets packed queries as rows of padding.
+TRANSLATED = {
+    **{name: {"cache_batch_idx"} for name in ("fa3", "fa3_sglang", "diffkv", "diffkv_sglang", "fa4")},
+    **{name: {"cache_batch_idx", *_WRITTEN} for name in ("fa3_vllm", "diffkv_vllm")},
+    "fa2": {"cache_batch_idx", "cu_seqlens_q", "cu_seqlens_k_new"},
+    "ascend": {"cache_seqlens", "cu_seqlens_q", "cu_seqlens_k"}, "aiter": {"page_table"}, "mate": {"out"}}
 
 
 # --- all calls of an adapter ---
@@ -253,9 +330,12 @@ def calls_of(adapter: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Calls that the adapter refuses are among them.
     """
+    if adapter in LATENT:
+        yield from _latent_calls(adapter)
+        return
     for name, (value, more) in KVCACHE_SAMPLES.items():
         more = {n: v for n, v in more.items() if n not in KVCACHE_REFUSED[adapter]}
-        yield "flash_attn_with_kvcache", kvcache_call(adapter, **more, **{name: value})
+        yield "flash_attn_with_kvcache", kvcache_call(adapter, **{**more, name: value})
         if name in ("cache_batch_idx", "cache_leftpad"):
             yield "flash_attn_with_kvcache", kvcache_call(adapter, page_table=None, **{name: value})
     for name, (value, more) in VARLEN_SAMPLES.items():
@@ -271,6 +351,25 @@ def calls_of(adapter: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "flash_attn_varlen_func", {n: v for n, v in call.items() if n != "causal"}
 
 
+def latent_varlen_call(**more: Any) -> dict[str, Any]:
+    """Absorbed MLA over packed keys: rope parts and, as v, the latent ones."""
+    return {**varlen_call("mla", **more), "q": torch.zeros(5, H, 64), "qv": torch.zeros(5, H, 512),
+            "k": torch.zeros(5, 1, 64), "v": torch.zeros(5, 1, 512)}
+
+
+def _latent_calls(adapter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    varlen = functools.partial(varlen_call, adapter) if adapter == "mate_mla" else latent_varlen_call
+    for name, (value, more) in KVCACHE_SAMPLES.items():
+        more = {n: v for n, v in more.items() if n not in KVCACHE_REFUSED[adapter]}
+        yield "flash_attn_with_kvcache", latent_call(**{**more, name: value})
+    for name, (value, more) in VARLEN_SAMPLES.items():
+        more = {n: v for n, v in more.items() if n not in VARLEN_REFUSED[adapter]}
+        yield "flash_attn_varlen_func", varlen(**more, **{name: value})
+    for function, call in (("flash_attn_with_kvcache", latent_call()), ("flash_attn_varlen_func", varlen())):
+        yield function, call
+        yield function, {n: v for n, v in call.items() if n != "causal"}
+
+
 @functools.cache
 def vendor_calls(adapter: str) -> tuple[Call, ...]:
     """Every call that reaches the vendor, over all arguments and configurations, at the newest release."""
@@ -279,10 +378,12 @@ def vendor_calls(adapter: str) -> tuple[Call, ...]:
         for config in ADAPTERS[adapter].configs:
             bound = bind(adapter, recorder, **config)
             for function, call in calls_of(adapter):
-                try:
-                    getattr(bound, function)(**call)
-                except ValueError:
-                    continue  # refused: test_adapters.py says which and how
+                for where in (contextlib.nullcontext, forward_context):  # plans are made inside one alone
+                    try:
+                        with where():
+                            getattr(bound, function)(**call)
+                    except ValueError:
+                        continue  # refused: test_adapters.py says which and how
         if adapter == "ascend":
             write = registry.get("ascend").write_kv_cache(AttentionConfig())
             k, cache = torch.zeros(3, 1, 1), torch.zeros(2, 128, 1, 1)

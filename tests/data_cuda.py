@@ -32,7 +32,7 @@ CHOICES: list[tuple[str, dict[str, Any], str, str, int]] = [
     ("cuda:sm100", {**MLA, "page_size": 16}, "trtllm_ragged", "triton_mla", 16),
     ("cuda:sm90", MLA, "flash_attn_3", "flash_attn_mla", 64),
     ("cuda:sm90", {**MLA, "kv_cache_dtype": "fp8"}, "flash_attn_3", "flashmla", 64),
-    ("cuda:sm90", {**MLA, "context_parallel_size": 8}, "flash_attn_mla", "flash_attn_mla", 64),
+    ("cuda:sm90", {**MLA, "context_parallel_size": 8}, "flash_attn_3", "flash_attn_mla", 64),
     ("cuda:sm80", MLA, "triton", "flashinfer_mla", 64),
     ("cuda:sm89", {**MLA, "kv_cache_dtype": "fp8"}, "triton", "triton_mla", 64),
     ("cuda:sm110", MLA, "triton", "triton_mla", 64),
@@ -53,11 +53,8 @@ CHOICES: list[tuple[str, dict[str, Any], str, str, int]] = [
 REASONS: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("cuda:sm120", "flash_attn_4", "decode", {}, "paged KV cache on sm120 is not supported (flash_attn_4: sm90, sm100, "
      "sm103, sm110; elsewhere it asserts that page_table is None)"),
-    ("cuda:sm90", "flash_attn_4", "decode", {"kv_cache_dtype": "fp8"},
-     "kv_cache_dtype fp8_e4m3 on sm90 is not supported (flash_attn_4: sm100, sm103)"),
-    ("cuda:sm100", "flash_attn_4", "decode", {"kv_cache_dtype": "fp8", "dtype": "float16"},
-     "kv_cache_dtype fp8_e4m3 with dtype float16 is not supported (flash_attn_4: bfloat16, which is what it returns "
-     "for fp8)"),
+    ("cuda:sm100", "flash_attn_4", "decode", {"kv_cache_dtype": "fp8"},
+     "kv_cache_dtype fp8_e4m3 is not supported (flash_attn_4 with dtype bfloat16: auto, bfloat16)"),
     ("cuda:sm100", "flash_attn_4", "decode", {"head_dim": 192}, "head_dim 192 with head_dim_v 192 is not supported on "
      "sm100 (flash_attn_4: up to 128 with up to 128, 192 with 128, 256 with 256)"),
     ("cuda:sm90", "flash_attn_4", "decode", {"head_dim": 264, "head_dim_v": 64},

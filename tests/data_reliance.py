@@ -27,55 +27,80 @@ def _reliance(positional: str = "", always: str = "", sometimes: str = "", defau
 RELIANCE = {
     ("fa3", "flash_attn_interface.flash_attn_with_kvcache"): _reliance(
         positional="q, k_cache, v_cache",
-        always="k, return_softmax_lse, softmax_scale, v",
-        sometimes=("attention_chunk, cache_batch_idx, cache_leftpad, cache_seqlens, causal, cu_seqlens_k_new, "
-                   "cu_seqlens_q, k_descale, max_seqlen_q, num_splits, pack_gqa, page_table, q_descale, rotary_cos, "
+        always=("cache_batch_idx, cache_seqlens, cu_seqlens_k_new, cu_seqlens_q, k, max_seqlen_q, num_splits, "
+                "page_table, qv, return_softmax_lse, softmax_scale, v"),
+        sometimes=("attention_chunk, cache_leftpad, causal, k_descale, pack_gqa, q_descale, rotary_cos, "
                    "rotary_interleaved, rotary_seqlens, rotary_sin, scheduler_metadata, sm_margin, softcap, "
                    "v_descale, window_size"),
-        defaults=("qv=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None, "
-                  "cache_leftpad=None, page_table=None, cu_seqlens_q=None, cu_seqlens_k_new=None, max_seqlen_q=None, "
-                  "rotary_seqlens=None, q_descale=None, k_descale=None, v_descale=None, causal=False, "
-                  "window_size=(-1, -1), attention_chunk=0, softcap=0.0, rotary_interleaved=True, "
-                  "scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0"),
+        defaults=("rotary_cos=None, rotary_sin=None, cache_leftpad=None, rotary_seqlens=None, q_descale=None, "
+                  "k_descale=None, v_descale=None, causal=False, window_size=(-1, -1), attention_chunk=0, "
+                  "softcap=0.0, rotary_interleaved=True, scheduler_metadata=None, pack_gqa=None, sm_margin=0"),
+    ),
+    ("fa3", "flash_attn_interface.get_scheduler_metadata"): _reliance(
+        positional=("batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, "
+                    "cache_seqlens"),
+        always=("cache_leftpad, causal, cu_seqlens_k_new, cu_seqlens_q, has_softcap, headdim_v, "
+                "max_seqlen_k_new, num_splits, pack_gqa, page_size, qkv_dtype, sm_margin, window_size"),
+        sometimes="attention_chunk",
+        defaults="attention_chunk=0",
     ),
     ("fa3", "flash_attn_interface.flash_attn_varlen_func"): _reliance(
-        positional="q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
-        always="return_attn_probs, seqused_k, seqused_q, softmax_scale",
-        sometimes=("attention_chunk, causal, deterministic, k_descale, num_splits, pack_gqa, q_descale, sm_margin, "
-                   "softcap, v_descale, window_size"),
-        defaults=("causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None, window_size=(-1, -1), "
-                  "attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0"),
+        positional="q, k, v",
+        always=("cu_seqlens_k, cu_seqlens_q, max_seqlen_k, max_seqlen_q, num_splits, qv, return_attn_probs, "
+                "seqused_k, softmax_scale"),
+        sometimes=("attention_chunk, causal, deterministic, k_descale, pack_gqa, q_descale, seqused_q, "
+                   "sm_margin, softcap, v_descale, window_size"),
+        defaults=("seqused_q=None, causal=False, q_descale=None, k_descale=None, v_descale=None, "
+                  "window_size=(-1, -1), attention_chunk=0, softcap=0.0, pack_gqa=None, deterministic=False, "
+                  "sm_margin=0"),
     ),
     ("fa3_sglang", "sgl_kernel.flash_attn.flash_attn_with_kvcache"): _reliance(
         positional="q, k_cache, v_cache",
-        always="k, return_softmax_lse, softmax_scale, v",
-        sometimes=("attention_chunk, cache_batch_idx, cache_leftpad, cache_seqlens, causal, cu_seqlens_k_new, "
-                   "cu_seqlens_q, k_descale, max_seqlen_q, num_splits, pack_gqa, page_table, q_descale, rotary_cos, "
-                   "rotary_interleaved, rotary_seqlens, rotary_sin, scheduler_metadata, sinks, sm_margin, softcap, "
+        always=("cache_batch_idx, cache_seqlens, cu_seqlens_k_new, cu_seqlens_q, k, max_seqlen_q, num_splits, "
+                "page_table, qv, return_softmax_lse, sinks, softmax_scale, v"),
+        sometimes=("attention_chunk, cache_leftpad, causal, k_descale, pack_gqa, q_descale, rotary_cos, "
+                   "rotary_interleaved, rotary_seqlens, rotary_sin, scheduler_metadata, sm_margin, softcap, "
                    "v_descale, window_size"),
-        defaults=("qv=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None, "
-                  "cache_leftpad=None, page_table=None, cu_seqlens_q=None, cu_seqlens_k_new=None, max_seqlen_q=None, "
-                  "rotary_seqlens=None, q_descale=None, k_descale=None, v_descale=None, causal=False, "
-                  "window_size=(-1, -1), attention_chunk=None, softcap=0.0, rotary_interleaved=True, "
-                  "scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0, sinks=None, score_mod=None, "
-                  "aux_tensors=None, ver=3, only_qv=False, out=None"),
+        defaults=("rotary_cos=None, rotary_sin=None, cache_leftpad=None, rotary_seqlens=None, q_descale=None, "
+                  "k_descale=None, v_descale=None, causal=False, window_size=(-1, -1), attention_chunk=None, "
+                  "softcap=0.0, rotary_interleaved=True, scheduler_metadata=None, pack_gqa=None, "
+                  "only_qv=False, sm_margin=0, score_mod=None, aux_tensors=None, ver=3, out=None"),
     ),
     ("fa3_sglang", "sgl_kernel.flash_attn.flash_attn_varlen_func"): _reliance(
-        positional="q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
-        always="return_softmax_lse, seqused_k, seqused_q, softmax_scale",
-        sometimes=("attention_chunk, causal, k_descale, num_splits, pack_gqa, q_descale, sinks, sm_margin, softcap, "
+        positional="q, k, v",
+        always=("cu_seqlens_k, cu_seqlens_q, max_seqlen_k, max_seqlen_q, num_splits, qv, return_softmax_lse, "
+                "seqused_k, sinks, softmax_scale"),
+        sometimes=("attention_chunk, causal, k_descale, pack_gqa, q_descale, seqused_q, sm_margin, softcap, "
                    "v_descale, window_size"),
-        defaults=("page_table=None, causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None, "
-                  "window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, sm_margin=0, "
-                  "sinks=None, score_mod=None, aux_tensors=None, ver=3, only_qv=False, out=None"),
+        defaults=("seqused_q=None, page_table=None, causal=False, q_descale=None, k_descale=None, "
+                  "v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, pack_gqa=None, "
+                  "only_qv=False, sm_margin=0, score_mod=None, aux_tensors=None, ver=3, out=None"),
+    ),
+    ("fa3_vllm", "vllm.vllm_flash_attn.flash_attn_interface.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v",
+        always=("block_table, cu_seqlens_q, fa_version, max_seqlen_k, max_seqlen_q, num_splits, q_v, "
+                "return_softmax_lse, s_aux, scheduler_metadata, softmax_scale"),
+        sometimes=("causal, cp_rank, cp_tot_seqused_k, cp_world_size, cu_seqlens_k, k_descale, q_descale, "
+                   "seqused_k, softcap, v_descale, window_size"),
+        defaults=("cu_seqlens_k=None, seqused_k=None, dropout_p=0.0, causal=False, window_size=None, "
+                  "softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, out=None, "
+                  "q_descale=None, k_descale=None, v_descale=None, output_scale=None, cp_world_size=1, "
+                  "cp_rank=0, cp_tot_seqused_k=None, mask_mod=None, block_sparse_tensors=None, "
+                  "aux_tensors=None, aux_tensor_leading_dims=None, dynamic_causal=None, "
+                  "gather_kv_indices=None, gather_kv_valid_length=None"),
+    ),
+    ("fa3_vllm", "vllm.vllm_flash_attn.flash_attn_interface.get_scheduler_metadata"): _reliance(
+        positional=("batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, "
+                    "cache_seqlens"),
+        always=("cache_leftpad, causal, cu_seqlens_k_new, cu_seqlens_q, has_softcap, headdim_v, "
+                "max_seqlen_k_new, num_splits, pack_gqa, page_size, qkv_dtype, sm_margin, window_size"),
     ),
     ("fa2", "flash_attn.flash_attn_interface.flash_attn_with_kvcache"): _reliance(
         positional="q, k_cache, v_cache",
-        always="block_table, cache_seqlens, k, return_softmax_lse, softmax_scale, v",
-        sometimes=("cache_batch_idx, cache_leftpad, causal, num_splits, rotary_cos, rotary_interleaved, rotary_sin, "
-                   "softcap, window_size"),
-        defaults=("rotary_cos=None, rotary_sin=None, cache_batch_idx=None, causal=False, window_size=(-1, -1), "
-                  "softcap=0.0, rotary_interleaved=True, alibi_slopes=None, num_splits=0, cache_leftpad=None"),
+        always=("block_table, cache_batch_idx, cache_seqlens, causal, k, num_splits, return_softmax_lse, "
+                "softcap, softmax_scale, v, window_size"),
+        defaults=("rotary_cos=None, rotary_sin=None, cache_leftpad=None, rotary_interleaved=True, "
+                  "alibi_slopes=None"),
     ),
     ("fa2", "flash_attn.flash_attn_interface.flash_attn_varlen_func"): _reliance(
         positional="q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
@@ -84,26 +109,191 @@ RELIANCE = {
         defaults=("dropout_p=0.0, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, "
                   "deterministic=False"),
     ),
+    ("fa4", "flash_attn.cute.interface.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v",
+        always=("causal, cu_seqlens_q, learnable_sink, max_seqlen_k, max_seqlen_q, num_splits, page_table, "
+                "return_lse, softmax_scale, window_size"),
+        sometimes="cu_seqlens_k, deterministic, pack_gqa, seqused_k, seqused_q, softcap",
+        defaults=("qv=None, cu_seqlens_k=None, min_seqlen_k=None, seqused_q=None, seqused_k=None, "
+                  "gather_kv_indices=None, softcap=0.0, pack_gqa=None, deterministic=False, score_mod=None, "
+                  "score_mod_bwd=None, mask_mod=None, block_sparse_tensors=None, aux_tensors=None, "
+                  "aux_scalars=None, scheduler_metadata=None, seqlen_k_per_split=None, "
+                  "disable_scheduler_metadata=False, gather_bwd_recompute_p=False, "
+                  "gather_bwd_token_chunk=None"),
+    ),
+    ("diffkv", "flash_attn_interface.flash_attn_with_kvcache"): _reliance(
+        positional="q, k_cache, v_cache",
+        always=("cache_batch_idx, cache_seqlens, cu_seqlens_k_new, cu_seqlens_q, k, max_seqlen_q, num_splits, "
+                "page_table, qv, return_softmax_lse, softmax_scale, v"),
+        sometimes=("attention_chunk, cache_leftpad, causal, pack_gqa, rotary_cos, rotary_interleaved, "
+                   "rotary_seqlens, rotary_sin, scheduler_metadata, sm_margin, softcap, window_size"),
+        defaults=("rotary_cos=None, rotary_sin=None, cache_leftpad=None, rotary_seqlens=None, q_descale=None, "
+                  "k_descale=None, v_descale=None, causal=False, window_size=(-1, -1), attention_chunk=0, "
+                  "softcap=0.0, rotary_interleaved=True, scheduler_metadata=None, pack_gqa=None, sm_margin=0"),
+    ),
+    ("diffkv", "flash_attn_interface.get_scheduler_metadata"): _reliance(
+        positional=("batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, "
+                    "cache_seqlens"),
+        always=("cache_leftpad, causal, cu_seqlens_k_new, cu_seqlens_q, has_softcap, headdim_v, "
+                "max_seqlen_k_new, num_splits, pack_gqa, page_size, qkv_dtype, sm_margin, window_size"),
+        sometimes="attention_chunk",
+        defaults="attention_chunk=0",
+    ),
+    ("diffkv", "flash_attn_interface.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v",
+        always=("cu_seqlens_k, cu_seqlens_q, max_seqlen_k, max_seqlen_q, num_splits, qv, return_attn_probs, "
+                "seqused_k, softmax_scale"),
+        sometimes=("attention_chunk, causal, deterministic, pack_gqa, seqused_q, sm_margin, softcap, "
+                   "window_size"),
+        defaults=("seqused_q=None, causal=False, q_descale=None, k_descale=None, v_descale=None, "
+                  "window_size=(-1, -1), attention_chunk=0, softcap=0.0, pack_gqa=None, deterministic=False, "
+                  "sm_margin=0"),
+    ),
+    ("diffkv_sglang", "sgl_kernel.flash_attn.flash_attn_with_kvcache"): _reliance(
+        positional="q, k_cache, v_cache",
+        always=("cache_batch_idx, cache_seqlens, cu_seqlens_k_new, cu_seqlens_q, k, max_seqlen_q, num_splits, "
+                "page_table, qv, return_softmax_lse, sinks, softmax_scale, v"),
+        sometimes=("attention_chunk, cache_leftpad, causal, pack_gqa, rotary_cos, rotary_interleaved, "
+                   "rotary_seqlens, rotary_sin, scheduler_metadata, sm_margin, softcap, window_size"),
+        defaults=("rotary_cos=None, rotary_sin=None, cache_leftpad=None, rotary_seqlens=None, q_descale=None, "
+                  "k_descale=None, v_descale=None, causal=False, window_size=(-1, -1), attention_chunk=None, "
+                  "softcap=0.0, rotary_interleaved=True, scheduler_metadata=None, pack_gqa=None, "
+                  "only_qv=False, sm_margin=0, score_mod=None, aux_tensors=None, ver=3, out=None"),
+    ),
+    ("diffkv_sglang", "sgl_kernel.flash_attn.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v",
+        always=("cu_seqlens_k, cu_seqlens_q, max_seqlen_k, max_seqlen_q, num_splits, qv, return_softmax_lse, "
+                "seqused_k, sinks, softmax_scale"),
+        sometimes="attention_chunk, causal, pack_gqa, seqused_q, sm_margin, softcap, window_size",
+        defaults=("seqused_q=None, page_table=None, causal=False, q_descale=None, k_descale=None, "
+                  "v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, pack_gqa=None, "
+                  "only_qv=False, sm_margin=0, score_mod=None, aux_tensors=None, ver=3, out=None"),
+    ),
+    ("diffkv_vllm", "vllm.vllm_flash_attn.flash_attn_interface.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v",
+        always=("block_table, cu_seqlens_q, fa_version, max_seqlen_k, max_seqlen_q, num_splits, q_v, "
+                "return_softmax_lse, s_aux, scheduler_metadata, softmax_scale"),
+        sometimes=("causal, cp_rank, cp_tot_seqused_k, cp_world_size, cu_seqlens_k, seqused_k, softcap, "
+                   "window_size"),
+        defaults=("cu_seqlens_k=None, seqused_k=None, dropout_p=0.0, causal=False, window_size=None, "
+                  "softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, out=None, "
+                  "q_descale=None, k_descale=None, v_descale=None, output_scale=None, cp_world_size=1, "
+                  "cp_rank=0, cp_tot_seqused_k=None, mask_mod=None, block_sparse_tensors=None, "
+                  "aux_tensors=None, aux_tensor_leading_dims=None, dynamic_causal=None, "
+                  "gather_kv_indices=None, gather_kv_valid_length=None"),
+    ),
+    ("diffkv_vllm", "vllm.vllm_flash_attn.flash_attn_interface.get_scheduler_metadata"): _reliance(
+        positional=("batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, "
+                    "cache_seqlens"),
+        always=("cache_leftpad, causal, cu_seqlens_k_new, cu_seqlens_q, has_softcap, headdim_v, "
+                "max_seqlen_k_new, num_splits, pack_gqa, page_size, qkv_dtype, sm_margin, window_size"),
+    ),
+    ("mla", "flash_attn_interface.flash_attn_with_kvcache"): _reliance(
+        positional="q, k_cache, v_cache",
+        always=("cache_batch_idx, cache_seqlens, cu_seqlens_k_new, cu_seqlens_q, k, max_seqlen_q, num_splits, "
+                "page_table, qv, return_softmax_lse, softmax_scale, v"),
+        sometimes="causal, pack_gqa, scheduler_metadata, sm_margin",
+        defaults=("rotary_cos=None, rotary_sin=None, cache_leftpad=None, rotary_seqlens=None, q_descale=None, "
+                  "k_descale=None, v_descale=None, causal=False, window_size=(-1, -1), attention_chunk=0, "
+                  "softcap=0.0, rotary_interleaved=True, scheduler_metadata=None, pack_gqa=None, sm_margin=0"),
+    ),
+    ("mla", "flash_attn_interface.get_scheduler_metadata"): _reliance(
+        positional=("batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, "
+                    "cache_seqlens"),
+        always=("cache_leftpad, causal, cu_seqlens_k_new, cu_seqlens_q, has_softcap, headdim_v, "
+                "max_seqlen_k_new, num_splits, pack_gqa, page_size, qkv_dtype, sm_margin, window_size"),
+        defaults="attention_chunk=0",
+    ),
+    ("mla", "flash_attn_interface.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v",
+        always=("cu_seqlens_k, cu_seqlens_q, max_seqlen_k, max_seqlen_q, num_splits, qv, return_attn_probs, "
+                "softmax_scale"),
+        sometimes="causal, deterministic, pack_gqa, sm_margin",
+        defaults=("seqused_q=None, seqused_k=None, causal=False, q_descale=None, k_descale=None, "
+                  "v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, pack_gqa=None, "
+                  "deterministic=False, sm_margin=0"),
+    ),
+    ("mla_sglang", "sgl_kernel.flash_attn.flash_attn_with_kvcache"): _reliance(
+        positional="q, k_cache, v_cache",
+        always=("cache_batch_idx, cache_seqlens, cu_seqlens_k_new, cu_seqlens_q, k, max_seqlen_q, num_splits, "
+                "page_table, qv, return_softmax_lse, sinks, softmax_scale, v"),
+        sometimes="causal, pack_gqa, scheduler_metadata, sm_margin",
+        defaults=("rotary_cos=None, rotary_sin=None, cache_leftpad=None, rotary_seqlens=None, q_descale=None, "
+                  "k_descale=None, v_descale=None, causal=False, window_size=(-1, -1), attention_chunk=None, "
+                  "softcap=0.0, rotary_interleaved=True, scheduler_metadata=None, pack_gqa=None, "
+                  "only_qv=False, sm_margin=0, score_mod=None, aux_tensors=None, ver=3, out=None"),
+    ),
+    ("mla_sglang", "sgl_kernel.flash_attn.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v",
+        always=("cu_seqlens_k, cu_seqlens_q, max_seqlen_k, max_seqlen_q, num_splits, qv, return_softmax_lse, "
+                "sinks, softmax_scale"),
+        sometimes="causal, pack_gqa, sm_margin",
+        defaults=("seqused_q=None, seqused_k=None, page_table=None, causal=False, q_descale=None, "
+                  "k_descale=None, v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, "
+                  "pack_gqa=None, only_qv=False, sm_margin=0, score_mod=None, aux_tensors=None, ver=3, "
+                  "out=None"),
+    ),
+    ("mla_vllm", "vllm.vllm_flash_attn.flash_attn_interface.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v",
+        always=("block_table, cu_seqlens_q, fa_version, max_seqlen_k, max_seqlen_q, num_splits, q_v, "
+                "return_softmax_lse, s_aux, scheduler_metadata, softmax_scale"),
+        sometimes="causal, cp_rank, cp_tot_seqused_k, cp_world_size, cu_seqlens_k, seqused_k",
+        defaults=("cu_seqlens_k=None, seqused_k=None, dropout_p=0.0, causal=False, window_size=None, "
+                  "softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, out=None, "
+                  "q_descale=None, k_descale=None, v_descale=None, output_scale=None, cp_world_size=1, "
+                  "cp_rank=0, cp_tot_seqused_k=None, mask_mod=None, block_sparse_tensors=None, "
+                  "aux_tensors=None, aux_tensor_leading_dims=None, dynamic_causal=None, "
+                  "gather_kv_indices=None, gather_kv_valid_length=None"),
+    ),
+    ("mla_vllm", "vllm.vllm_flash_attn.flash_attn_interface.get_scheduler_metadata"): _reliance(
+        positional=("batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, "
+                    "cache_seqlens"),
+        always=("cache_leftpad, causal, cu_seqlens_k_new, cu_seqlens_q, has_softcap, headdim_v, "
+                "max_seqlen_k_new, num_splits, pack_gqa, page_size, qkv_dtype, sm_margin, window_size"),
+    ),
+    ("mate", "mate.mha_interface.get_scheduler_metadata"): _reliance(
+        always=("batch_size, causal, cu_seqlens_k_new, cu_seqlens_q, has_softcap, headdim, headdim_v, max_seqlen_k, "
+                "max_seqlen_k_new, max_seqlen_q, mp_margin, num_heads_kv, num_heads_q, num_splits, pack_gqa, "
+                "page_size, qkv_dtype, seqused_k, window_size"),
+        defaults="seqused_q=None, cu_seqlens_k=None, cache_leftpad=None, attention_chunk=0",
+    ),
     ("mate", "mate.mha_interface.flash_attn_with_kvcache"): _reliance(
         positional="q, k_cache, v_cache",
-        always="causal, cu_seqlens_k_new, k, learnable_sink, return_softmax_lse, softmax_scale, v, window_size",
-        sometimes=("cache_batch_idx, cache_leftpad, cache_seqlens, cu_seqlens_q, max_seqlen_q, num_splits, pack_gqa, "
-                   "page_table, rotary_cos, rotary_interleaved, rotary_seqlens, rotary_sin, scheduler_metadata, "
-                   "sm_margin, softcap"),
-        defaults=("qv=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None, "
-                  "cache_leftpad=None, page_table=None, cu_seqlens_q=None, max_seqlen_q=None, rotary_seqlens=None, "
-                  "q_descale=None, k_descale=None, v_descale=None, attention_chunk=0, softcap=0.0, "
-                  "rotary_interleaved=True, scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0, "
+        always=("cache_seqlens, causal, cu_seqlens_k_new, cu_seqlens_q, k, learnable_sink, max_seqlen_q, num_splits, "
+                "pack_gqa, page_table, return_softmax_lse, rotary_cos, rotary_sin, scheduler_metadata, sm_margin, "
+                "softmax_scale, v, window_size"),
+        sometimes="cache_batch_idx, rotary_interleaved, rotary_seqlens, softcap",
+        defaults=("qv=None, cache_batch_idx=None, cache_leftpad=None, rotary_seqlens=None, q_descale=None, "
+                  "k_descale=None, v_descale=None, attention_chunk=0, softcap=0.0, rotary_interleaved=True, "
                   "cp_world_size=1, cp_rank=0, cp_tot_seqused_k=None"),
     ),
     ("mate", "mate.mha_interface.flash_attn_varlen_func"): _reliance(
         positional="q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
-        always="causal, learnable_sink, num_splits, return_softmax_lse, softmax_scale, window_size",
+        always="backend, causal, learnable_sink, num_splits, return_softmax_lse, softmax_scale, window_size",
         sometimes="deterministic, out, pack_gqa, page_table, seqused_k, seqused_q, sm_margin, softcap",
         defaults=("seqused_q=None, seqused_k=None, qv=None, q_descale=None, k_descale=None, v_descale=None, "
                   "attention_chunk=0, softcap=0.0, scheduler_metadata=None, pack_gqa=None, deterministic=False, "
-                  "sm_margin=0, return_attn_probs=False, backend='auto', cp_world_size=1, cp_rank=0, "
-                  "cp_tot_seqused_k=None, page_table=None, out=None"),
+                  "sm_margin=0, cp_world_size=1, cp_rank=0, cp_tot_seqused_k=None, page_table=None, "
+                  "out=None"),
+    ),
+    ("mate_mla", "mate.mha_interface.flash_attn_with_kvcache"): _reliance(
+        positional="q, k_cache, v_cache",
+        always=("cache_seqlens, causal, cu_seqlens_q, max_seqlen_q, page_table, qv, return_softmax_lse, "
+                "scheduler_metadata, softmax_scale"),
+        defaults=("k=None, v=None, rotary_cos=None, rotary_sin=None, cache_batch_idx=None, cache_leftpad=None, "
+                  "cu_seqlens_k_new=None, rotary_seqlens=None, q_descale=None, k_descale=None, v_descale=None, "
+                  "window_size=(-1, -1), learnable_sink=None, attention_chunk=0, softcap=0.0, "
+                  "rotary_interleaved=True, num_splits=0, pack_gqa=None, sm_margin=0, cp_world_size=1, cp_rank=0, "
+                  "cp_tot_seqused_k=None"),
+    ),
+    ("mate_mla", "mate.mha_interface.flash_attn_varlen_func"): _reliance(
+        positional="q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
+        always="backend, causal, learnable_sink, num_splits, return_softmax_lse, softmax_scale, window_size",
+        sometimes="deterministic, out, pack_gqa, seqused_k, seqused_q, sm_margin, softcap",
+        defaults=("seqused_q=None, seqused_k=None, qv=None, q_descale=None, k_descale=None, v_descale=None, "
+                  "attention_chunk=0, softcap=0.0, scheduler_metadata=None, pack_gqa=None, deterministic=False, "
+                  "sm_margin=0, cp_world_size=1, cp_rank=0, cp_tot_seqused_k=None, page_table=None, "
+                  "out=None"),
     ),
     ("aiter", "aiter.ops.mha.mha_batch_prefill_func"): _reliance(
         positional="q, k, v, cu_seqlens_q, kv_indptr, kv_page_indices, max_seqlen_q, max_seqlen_k",
@@ -175,8 +365,10 @@ TORCH = {
 # An argument of HAL's contract that is left to the vendor where the caller leaves it out: the two defaults must be the
 # same. (adapter, vendor function, parameter) -> (contract's, vendor's, why that is the same nevertheless)
 OTHER_DEFAULTS = {
-    ("fa3_sglang", "sgl_kernel.flash_attn.flash_attn_with_kvcache", "attention_chunk"):
-        ("0", "None", "the function turns None into 0"),
+    **{(adapter, "sgl_kernel.flash_attn.flash_attn_with_kvcache", "attention_chunk"):
+       ("0", "None", "the function turns None into 0") for adapter in ("fa3_sglang", "diffkv_sglang")},
+    **{(adapter, "vllm.vllm_flash_attn.flash_attn_interface.flash_attn_varlen_func", "window_size"):
+       ("(-1, -1)", "None", "the function turns None into (-1, -1)") for adapter in ("fa3_vllm", "diffkv_vllm")},
 }
 
 # (package, release, adapter or backend, function) -> the parameters it lacks, "" where it lacks the function. The
@@ -184,5 +376,6 @@ OTHER_DEFAULTS = {
 # release fits, or is no longer claimed, turns a test red: delete it then.
 GAPS = {
     # Both builds say they are version 3.0.0.b1 and 3.0.0, so no minimum can tell them apart: bind refuses the older.
-    ("flash-attn-3", "git v2.8.3.post1", "fa3", "flash_attn_interface.flash_attn_varlen_func"): ("return_attn_probs",),
+    **{("flash-attn-3", "git v2.8.3.post1", adapter, "flash_attn_interface.flash_attn_varlen_func"):
+       ("return_attn_probs",) for adapter in ("fa3", "diffkv", "mla")},
 }

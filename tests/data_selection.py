@@ -39,7 +39,8 @@ CHOICES: dict[str, tuple[str, int, str | None, tuple[str, str]]] = {
                       ("flash_attn_3", "platform cpu is not supported (flash_attn_3: cuda)")),
 }
 
-_DECLARED = "(flash_attn_3: sliding_window, attention_chunk, softcap, sinks, non_causal, return_softmax_lse)"
+_DECLARED = ("(flash_attn_3: sliding_window, attention_chunk, softcap, sinks, non_causal, return_softmax_lse, "
+             "context_parallel, deterministic)")
 # (device, backend, config, the whole of one reason): a backend refuses the configuration with this sentence.
 REASONS: list[tuple[str, str, dict[str, Any], str]] = [
     ("cuda:sm90", "flash_attn_3", {"head_dim": 260}, "head_dim 260 is not supported (flash_attn_3: multiples "
@@ -69,17 +70,21 @@ REASONS: list[tuple[str, str, dict[str, Any], str]] = [
     ("cuda:sm90", "flash_attn_3", {"kv_cache_dtype": "fp8", "head_dim": 64, "head_dim_v": 512},
      "kv_cache_dtype fp8_e4m3 with head_dim 64 and head_dim_v 512 is not supported (flash_attn_3: multiples "
      "of 16, head_dim_v up to 256)"),
-    ("cuda:sm90", "flash_attn_3", {"sinks": True, "return_softmax_lse": True},
-     "return_softmax_lse with sinks is not supported (flash_attn_3: one of the two; whether the LSE of "
-     "sglang-kernel holds the sink is not known)"),
+    ("cuda:sm90", "flash_attn_3", {"sinks": True, "dtype": "float16"},
+     "sinks with dtype float16 is not supported (flash_attn_3: bfloat16, the only dtype of sinks that the kernels "
+     "take)"),
     ("cuda:sm90", "flash_attn_3", {"tree_mask": True}, f"tree_mask is not supported {_DECLARED}"),
-    ("cuda:sm90", "flash_attn_3", {"context_parallel_size": 4},
-     "context_parallel 4 is not supported (flash_attn_3: none, vLLM's build has the arguments, these packages have "
-     "not)"),
+    ("cuda:sm90", "flash_attn_3", {"context_parallel_size": 4, "sliding_window": 128},
+     "sliding_window 128 with context_parallel 4 is not supported (flash_attn_3: one of the two)"),
+    ("cuda:sm90", "flash_attn_3", {"context_parallel_size": 4, "attention_chunk": 64},
+     "attention_chunk 64 with context_parallel 4 is not supported (flash_attn_3: one of the two)"),
+    ("cuda:sm80", "flash_attn_2", {"context_parallel_size": 4}, "context_parallel 4 is not supported (flash_attn_2: "
+     "none, its functions have no argument for the global lengths)"),
     ("cuda:sm80", "flash_attn_2", {"page_size": 16},
      "page_size 16 is not supported (flash_attn_2: multiples of 256)"),
     ("cuda:sm80", "flash_attn_2", {"attention_chunk": 64},
-     "attention_chunk 64 is not supported (flash_attn_2: sliding_window, softcap, non_causal, return_softmax_lse)"),
+     "attention_chunk 64 is not supported (flash_attn_2: sliding_window, softcap, non_causal, return_softmax_lse, "
+     "deterministic)"),
     ("cuda:sm80", "flash_attn_2", {"head_dim": 192, "head_dim_v": 128},
      "head_dim 192 with head_dim_v 128 is not supported (flash_attn_2: equal dims only)"),
     ("cuda:sm80", "flash_attn_2", {"kv_cache_dtype": "fp8"},
@@ -206,7 +211,8 @@ ACCEPTED: list[tuple[str, str, dict[str, Any]]] = [
     ("cuda:sm90", "flash_attn_3", {"head_dim": 136, "head_dim_v": 104}),
     ("cuda:sm90", "flash_attn_3", {"kv_cache_dtype": "fp8", "max_decode_query_len": 8}),
     ("cuda:sm90", "flash_attn_3", {"attention_type": "encoder", "causal": False}),
-    ("cuda:sm90", "flash_attn_3", {"sinks": True}),
+    ("cuda:sm90", "flash_attn_3", {"sinks": True, "return_softmax_lse": True}),
+    ("cuda:sm90", "flash_attn_3", {"deterministic": True, "graph": True}),
     ("cuda:sm80", "flash_attn_2", {"page_size": 512, "softcap": 50, "return_softmax_lse": True}),
     ("rocm:gfx950", "aiter", {"head_dim": 256, "softcap": 30, "sliding_window": 2, "page_size": 1024}),
     ("rocm:gfx942", "aiter_unified", {"sinks": True, "head_dim": 64, "sliding_window": 128, "page_size": 64}),

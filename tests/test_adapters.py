@@ -17,13 +17,13 @@ import pytest
 import torch
 from adapter_calls import (
     ADAPTERS,
+    DENSE,
     HKV,
     INF,
     KVCACHE_CHECKED,
     KVCACHE_REFUSED,
     KVCACHE_SAMPLES,
     NEW,
-    PACKED,
     PAGES,
     TRANSLATED,
     VARLEN_CHECKED,
@@ -40,7 +40,7 @@ from adapter_calls import (
     varlen_call,
 )
 
-from hal import AttentionConfig, contract, registry
+from hal import AttentionConfig, contract, forward_context, registry
 from hal.packages import Package
 
 
@@ -92,7 +92,7 @@ def check_argument(bound: Any, recorder: Recorder, adapter: str, function: str, 
 
 
 @pytest.mark.parametrize("name", KVCACHE_SAMPLES)
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", DENSE)
 def test_no_argument_of_with_kvcache_is_dropped(bind: Any, adapter: str, name: str) -> None:
     bound, recorder = bind(adapter)
     value, companions = KVCACHE_SAMPLES[name]
@@ -107,7 +107,7 @@ def test_no_argument_of_with_kvcache_is_dropped(bind: Any, adapter: str, name: s
 
 
 @pytest.mark.parametrize("name", VARLEN_SAMPLES)
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", DENSE)
 def test_no_argument_of_varlen_is_dropped(bind: Any, adapter: str, name: str) -> None:
     bound, recorder = bind(adapter)
     value, companions = VARLEN_SAMPLES[name]
@@ -119,7 +119,7 @@ def test_no_argument_of_varlen_is_dropped(bind: Any, adapter: str, name: str) ->
 
 
 @pytest.mark.parametrize("function", ["flash_attn_with_kvcache", "flash_attn_varlen_func"])
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", DENSE)
 def test_unknown_argument_is_a_type_error(bind: Any, adapter: str, function: str) -> None:
     bound, _ = bind(adapter)
     call = kvcache_call(adapter) if function == "flash_attn_with_kvcache" else varlen_call(adapter)
@@ -127,7 +127,7 @@ def test_unknown_argument_is_a_type_error(bind: Any, adapter: str, function: str
         run(bound, function, {**call, "block_tables": 1})
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", DENSE)
 def test_defaults_spelled_out_are_accepted(bind: Any, adapter: str) -> None:
     for signature, function, call in (
             (contract.WITH_KVCACHE, "flash_attn_with_kvcache", kvcache_call(adapter)),
@@ -140,7 +140,7 @@ def test_defaults_spelled_out_are_accepted(bind: Any, adapter: str) -> None:
 
 # --- results ---
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", DENSE)
 def test_lse_is_exactly_a_pair_with_minus_inf(bind: Any, adapter: str) -> None:
     bound, _ = bind(adapter, return_softmax_lse=True)
     out, lse = run(bound, "flash_attn_with_kvcache", kvcache_call(adapter, return_softmax_lse=True))
@@ -215,7 +215,7 @@ def test_fa3_spreads_scalar_descales(bind: Any) -> None:
 
 
 def test_sinks_reach_sglangs_function_only(bind: Any) -> None:
-    sinks = torch.ones(H)
+    sinks = torch.ones(H, dtype=torch.bfloat16)
     bound, recorder = bind("fa3_sglang", sinks=True)
     run(bound, "flash_attn_with_kvcache", kvcache_call("fa3_sglang", sinks=sinks))
     run(bound, "flash_attn_varlen_func", varlen_call("fa3_sglang", sinks=sinks))
@@ -229,10 +229,14 @@ def test_fa2_renames_and_routes(bind: Any) -> None:
     function, seen = recorder.calls[-1]
     assert function == "flash_attn_with_kvcache"
     assert seen["block_table"] is call["page_table"]
-    for lengths, cumulative in ((ints(5, 7), [0, 5, 12]), (9, [0, 9, 18])):
-        run(bound, "flash_attn_with_kvcache",
-            kvcache_call("fa2", q=torch.zeros(5, H, D), cu_seqlens_q=ints(0, 2, 5), max_seqlen_q=3,
-                         cache_seqlens=lengths, window_size=(4, 0)))
+    packed = {"q": torch.zeros(5, H, D), "cu_seqlens_q": ints(0, 2, 5), "max_seqlen_q": 3, "window_size": (4, 0)}
+    for lengths, each, cumulative in ((ints(5, 7), [5, 7], [0, 5, 12]), (9, [9, 9], [0, 9, 18])):
+        out = run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", **packed, cache_seqlens=lengths))
+        function, seen = recorder.calls[-1]
+        assert (function, seen["q"].shape, out.shape) == ("flash_attn_with_kvcache", (2, 3, H, D), (5, H, D))
+        assert (seen["cache_seqlens"].tolist(), seen["window_size"]) == (each, (4, 0))
+        with forward_context():
+            run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", **packed, cache_seqlens=lengths))
         function, seen = recorder.calls[-1]
         assert function == "flash_attn_varlen_func"
         assert seen["cu_seqlens_k"].tolist() == cumulative
@@ -240,21 +244,17 @@ def test_fa2_renames_and_routes(bind: Any) -> None:
         assert (seen["max_seqlen_q"], seen["max_seqlen_k"], seen["window_size"]) == (3, PAGES * 256, (4, 0))
     with pytest.raises(ValueError, match="max_seqlen_q 7"):
         run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", max_seqlen_q=7))
-    packed = {**PACKED, "cu_seqlens_q": ints(0, 1, 3)}
-    for name in ("k", "v", "rotary_cos", "cache_batch_idx", "num_splits"):
+    for name in ("rotary_cos", "cache_leftpad", "sinks"):
         value = KVCACHE_SAMPLES[name][0]
-        with pytest.raises(ValueError, match=rf"^{name} .*flash_attn_2 with cu_seqlens_q"):
+        with pytest.raises(ValueError, match=rf"^{name} .*flash_attn_2"):
             run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", **{**packed, name: value}))
-    for name in ("page_table", "cache_seqlens"):
-        with pytest.raises(ValueError, match=f"{name} None"):
-            run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", **{**packed, name: None}))
+    with pytest.raises(ValueError, match="max_seqlen_q None"):
+        run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", **{**packed, "max_seqlen_q": None}))
 
 
-def test_fa2_unpaged_cache_takes_batch_index_and_leftpad(bind: Any) -> None:
+def test_fa2_unpaged_cache_takes_batch_index(bind: Any) -> None:
     bound, recorder = bind("fa2")
-    run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", page_table=None, cache_batch_idx=ints(1, 0),
-                                                       cache_leftpad=ints(0, 1)))
-    assert recorder.calls[-1][1]["cache_leftpad"].tolist() == [0, 1]
+    run(bound, "flash_attn_with_kvcache", kvcache_call("fa2", page_table=None, cache_batch_idx=ints(1, 0)))
     assert recorder.calls[-1][1]["cache_batch_idx"].tolist() == [1, 0]
 
 

@@ -282,7 +282,7 @@ def test_an_older_release_than_is_claimed_is_seen() -> None:
     """The control from the field: flash-attn 2.5.9 has no softcap, and its kvcache function gives no LSE."""
     release = "2.5.9.post1"
     assert release not in claimed(row("fa2"))
-    for function, lacks in (("flash_attn_with_kvcache", {"softcap", "return_softmax_lse", "cache_leftpad"}),
+    for function, lacks in (("flash_attn_with_kvcache", {"softcap", "return_softmax_lse"}),
                             ("flash_attn_varlen_func", {"softcap"})):
         function = f"flash_attn.flash_attn_interface.{function}"
         found = differences(RELIANCE["fa2", function], overloads("fa2", function, release))

@@ -351,7 +351,7 @@ def test_of_many_the_best_ranked_are_shown() -> None:
     ("rocm:gfx942", {"page_size": 64}, "amd-aiter", "page_size 64 excluded aiter (16, 1024)"),
     ("musa:mp31", {}, "", "installing mate 0.2.1 or newer would serve prefill and decode with mate: install Moore "
                            "Threads' MATE"),
-    ("cuda:sm80", {}, "", "installing flash-attn 2.6.1 or newer would serve prefill and decode with flash_attn_2: "
+    ("cuda:sm80", {}, "", "installing flash-attn 2.7.4 or newer would serve prefill and decode with flash_attn_2: "
                               "pip install flash-attn"),
 ])
 def test_vendors(device: str, config: dict[str, Any], packages: str, start: str) -> None:

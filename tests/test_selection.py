@@ -386,14 +386,15 @@ def first_reasons(packages: Packages, device: str, backend: str, **config: Any) 
     (["mate.mha_interface"], {"mate": "0.2.2"}, "musa:mp31", "mate", []),
     (["mate.mha_interface"], {"mate": "0.1.3"}, "musa:mp31", "mate", ["mate 0.1.3 is too old (needs 0.2.1 or newer)"]),
     (["flash_attn.flash_attn_interface"], {"flash_attn": "2.5.9.post1"}, "cuda:sm80", "flash_attn_2",
-     ["flash-attn 2.5.9.post1 is too old (needs 2.6.1 or newer); pip install flash-attn"]),
+     ["flash-attn 2.5.9.post1 is too old (needs 2.7.4 or newer); pip install flash-attn"]),
     (["flash_attn.flash_attn_interface"], {"flash_attn": "2.8.3.post2"}, "cuda:sm80", "flash_attn_2", []),
     (["flash_attn.flash_attn_interface"], {}, "cuda:sm80", "flash_attn_2", ["has no version in its metadata"]),
     (["flash_attn.cute.interface"], {"flash_attn_4": "4.0.0"}, "cuda:sm80", "flash_attn_2",
      ["flash_attn is here, but as flash-attn-4 without version 2"]),
     (["sgl_kernel.flash_attn"], {"sgl_kernel": "0.3.21"}, "cuda:sm90", "flash_attn_3", []),
     (["sgl_kernel.flash_attn"], {"sgl_kernel": "0.3.20"}, "cuda:sm90", "flash_attn_3",
-     ["package flash-attn-3 is not installed", "sgl-kernel 0.3.20 is too old (needs 0.3.21 or newer)"]),
+     ["package flash-attn-3 is not installed", "sgl-kernel 0.3.20 is too old (needs 0.3.21 or newer)",
+      "package vllm is not installed"]),
     (["flash_attn_interface"], {}, "cuda:sm90", "flash_attn_3", []),
     (["aiter.other"], {}, "rocm:gfx942", "aiter", ["package aiter is installed but has no aiter.ops.mha"]),
 ])
@@ -415,8 +416,8 @@ def test_named_packages() -> None:
     decision = hal.explain(device="cuda:sm90", packages="flash_attn, Triton")
     assert (decision.chosen, decision.page_size, decision.needed) == ("flash_attn_2", 256, ("flash-attn",))
     reasons = next(c.reasons for c in decision.candidates if c.backend == "flash_attn_3")
-    assert reasons[-2:] == ("package flash-attn-3 is not among --packages (flash-attn, triton)",
-                            "package sglang-kernel is not among --packages (flash-attn, triton)")
+    assert reasons[-3:] == tuple(f"package {name} is not among --packages (flash-attn, triton)"
+                                 for name in ("flash-attn-3", "sglang-kernel", "vllm"))
     # What comes with torch alone: flex_attention stands before the floor, and has no sinks.
     assert hal.explain(device="cuda:sm90", packages="").chosen == "flex_attention"
     assert hal.explain(AttentionConfig(sinks=True), "cuda:sm90", packages="").chosen == "torch"
@@ -435,8 +436,9 @@ def test_sinks_follow_the_package() -> None:
         assert decision.chosen == chosen
         assert target in (None, decision.target)
     reasons = hal.explain(sinks, "cuda:sm90", packages="flash-attn-3").candidates[0].reasons
-    assert reasons == ("sinks is not supported by flash-attn-3 (flash_attn_3: with sglang-kernel)",
-                       "package sglang-kernel is not among --packages (flash-attn-3)")
+    assert reasons == ("sinks is not supported by flash-attn-3 (flash_attn_3: with sglang-kernel or vllm)",
+                       "package sglang-kernel is not among --packages (flash-attn-3)",
+                       "package vllm is not among --packages (flash-attn-3)")
 
 
 @pytest.mark.usefixtures("toys_only")
