@@ -8,19 +8,46 @@ from collections.abc import Mapping
 # is "declared".
 REACHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "flash_attn_3": {
-        "cuda:sm90": ("contract", "flash-attn-3 git 203b9b3d, git 0251105a; sglang-kernel 0.3.21, 0.4.0, 0.4.10"),
+        "cuda:sm90": (
+            "contract",
+            "flash-attn-3 git 203b9b3d, git 0251105a; sglang-kernel 0.3.21, 0.4.0, 0.4.10; vllm 0.32.0, 0.33.0",
+        ),
     },
     "flash_attn_2": {
-        "cuda:sm80": ("contract", "flash-attn 2.6.1, 2.7.4.post1, 2.8.3.post1"),
-        "cuda:sm86": ("contract", "flash-attn 2.6.1, 2.7.4.post1, 2.8.3.post1"),
-        "cuda:sm87": ("contract", "flash-attn 2.6.1, 2.7.4.post1, 2.8.3.post1"),
-        "cuda:sm89": ("contract", "flash-attn 2.6.1, 2.7.4.post1, 2.8.3.post1"),
-        "cuda:sm90": ("contract", "flash-attn 2.6.1, 2.7.4.post1, 2.8.3.post1"),
-        "cuda:sm100": ("contract", "flash-attn 2.6.1, 2.7.4.post1, 2.8.3.post1"),
-        "cuda:sm103": ("contract", "flash-attn 2.6.1, 2.7.4.post1, 2.8.3.post1"),
-        "cuda:sm110": ("contract", "flash-attn 2.6.1, 2.7.4.post1, 2.8.3.post1"),
-        "cuda:sm120": ("contract", "flash-attn 2.6.1, 2.7.4.post1, 2.8.3.post1"),
-        "cuda:sm121": ("contract", "flash-attn 2.6.1, 2.7.4.post1, 2.8.3.post1"),
+        "cuda:sm80": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
+        "cuda:sm86": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
+        "cuda:sm87": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
+        "cuda:sm89": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
+        "cuda:sm90": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
+        "cuda:sm100": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
+        "cuda:sm103": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
+        "cuda:sm110": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
+        "cuda:sm120": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
+        "cuda:sm121": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
+    },
+    "flash_attn_4": {
+        "cuda:sm80": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
+        "cuda:sm86": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
+        "cuda:sm87": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
+        "cuda:sm89": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
+        "cuda:sm90": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
+        "cuda:sm100": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
+        "cuda:sm103": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
+        "cuda:sm110": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
+        "cuda:sm120": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
+        "cuda:sm121": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
+    },
+    "flash_attn_diffkv": {
+        "cuda:sm90": (
+            "contract",
+            "flash-attn-3 git 203b9b3d, git 0251105a; sglang-kernel 0.3.21, 0.4.0, 0.4.10; vllm 0.32.0, 0.33.0",
+        ),
+    },
+    "flash_attn_mla": {
+        "cuda:sm90": (
+            "contract",
+            "flash-attn-3 git 203b9b3d, git 0251105a; sglang-kernel 0.3.21, 0.4.0, 0.4.10; vllm 0.32.0, 0.33.0",
+        ),
     },
     "aiter": {
         "rocm:gfx942": ("contract", "amd-aiter 0.1.10, 0.1.13.post1, 0.1.20.post1, git e4048607a5"),
@@ -32,7 +59,10 @@ REACHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "npu:ascend950": ("contract", "torch-npu 2.10.0, 2.13.0, 2.14.0"),
     },
     "mate": {
-        "musa:mp31": ("contract", "mate 0.2.0, 0.2.2"),
+        "musa:mp31": ("emulated", "emulated-mate-musa-mp31.json"),
+    },
+    "mate_mla": {
+        "musa:mp31": ("emulated", "emulated-mate_mla-musa-mp31.json"),
     },
     "torch": {
         "musa:mp21": ("contract", "torch 2.6.0, 2.13.0, 2.15.0"),
@@ -62,7 +92,7 @@ REACHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "cpu:x86_64_v2": ("contract", "torch 2.6.0, 2.13.0, 2.15.0"),
         "cpu:x86_64_v3": ("contract", "torch 2.6.0, 2.13.0, 2.15.0"),
         "cpu:x86_64_v4": ("contract", "torch 2.6.0, 2.13.0, 2.15.0"),
-        "cpu:x86_64_v4_bf16": ("contract", "torch 2.6.0, 2.13.0, 2.15.0"),
+        "cpu:x86_64_v4_bf16": ("hardware", "verify-cpu-x86_64_v4_bf16-2026-11-20.json"),
         "cpu:aarch64": ("contract", "torch 2.6.0, 2.13.0, 2.15.0"),
     },
 }
