@@ -35,7 +35,7 @@ class FlashAttention3(AttentionBackend):
     platforms = {"cuda": ("sm90",)}  # SGLang's build also runs on sm80, where its default is flashinfer
     kv_cache_dtypes: ClassVar[tuple[str, ...]] = ("fp8_e4m3",)
     head_dims = HeadDims(low=8, high=256, step=8)
-    head_dim_pairs = None  # by the rule of _head_reasons
+    head_dim_pairs = None  # by the rule of head_reasons
     page_sizes = PageSizes(64)  # any; MLA kernels of the same GPUs read 64: kinds of layer can share it
     features = frozenset({"sliding_window", "attention_chunk", "softcap", "sinks", "non_causal", "return_softmax_lse",
                           "context_parallel", "deterministic"})
@@ -43,7 +43,7 @@ class FlashAttention3(AttentionBackend):
     calls = frozenset({"append", "rotary", "cache_batch_idx", "cache_leftpad", "unpaged", "strided_cache",
                        "packed_decode", "paged_varlen", "seqused", "descale_per_head"})
     graph_level = "uniform batch"  # vLLM 0.33, its builder for FLASH_ATTN
-    # Of those in _head_reasons, the ones that models have.
+    # Of those in head_reasons, the ones that models have.
     mla_prefill: ClassVar[tuple[tuple[int, int], ...]] = ((192, 128), (256, 256), (128, 128))
     attention_types = ("decoder", "encoder", "encoder_only", "encoder_decoder")
     max_decode_query_len = None
@@ -81,10 +81,10 @@ class FlashAttention3(AttentionBackend):
         return f"{VLLM.module}.flash_attn_varlen_func" if package is VLLM else super().target(phase, package, config)
 
     @classmethod
-    def _head_reasons(cls, config: AttentionConfig) -> list[str]:
+    def head_reasons(cls, config: AttentionConfig) -> list[str]:
         d, dv = config.head_dim, config.v_dim
         if config.mla is not None or d == dv:
-            return super()._head_reasons(config)
+            return super().head_reasons(config)
         # flash_api.cpp: "If V headdim is different from Q/K dim, we only support ..."
         if d % 8 == dv % 8 == 0 and ((128 < d <= 192 and 96 < dv <= 128) or (d <= 64 and dv <= 512)):
             return []

@@ -41,7 +41,9 @@ class FlashAttention4(AttentionBackend):
                         minimum="4.0.0b27",  # b3 has no pages on sm90, and NaN for the LSE of an empty row with sinks
                         metadata=("flash_attn_4",)),)
     platforms = {"cuda": SM80_UP}
-    head_dims = HeadDims(low=8, high=256, step=8)
+    # The kernels take multiples of 8. Pages of another size than the tile are gathered without bounds on the head dim,
+    # and rounding is to 16 ("irregular head dim" in flash_fwd_sm90.py and flash_fwd_sm100.py).
+    head_dims = HeadDims(low=16, high=256, step=16)
     head_dim_pairs = None  # by arch, in extra_reasons
     # Any size; 128 is the tile, the one that is loaded by TMA, and what SGLang 0.5.23 forces on sm100.
     page_sizes = PageSizes(128)
@@ -71,16 +73,12 @@ class FlashAttention4(AttentionBackend):
         if arch in _BLACKWELL and (d > 128 or dv > 128) and (d, dv) not in ((192, 128), (256, 256)):
             reasons.append(f"head_dim {d} with head_dim_v {dv} is not supported on {arch} (flash_attn_4: up to 128 "
                            "with up to 128, 192 with 128, 256 with 256)")
-        if d != dv and (d % 8 or dv % 8 or max(d, dv) > 256):
-            reasons.append(f"head_dim {d} with head_dim_v {dv} is not supported (flash_attn_4: multiples of 8 up "
+        if d != dv and (d % 16 or dv % 16 or max(d, dv) > 256):
+            reasons.append(f"head_dim {d} with head_dim_v {dv} is not supported (flash_attn_4: multiples of 16 up "
                            "to 256)")
-        # Pages of another size than the tile are gathered without bounds on the head dim; rounding is to 16.
-        if arch in _PAGED and d % 8 == dv % 8 == 0 and (d % 16 or dv % 16):
-            reasons.append(f"paged KV cache with head_dim {d} and head_dim_v {dv} is not supported (flash_attn_4: "
-                           "multiples of 16)")
         if arch in _BLACKWELL and (d, dv) == (256, 256):
-            reasons.append(f"paged KV cache with head_dim 256 on {arch} is not supported (flash_attn_4: its kernel "
-                           "for 256 there takes no seqused_k)")
+            reasons.append(f"head_dim 256 on {arch} is not supported (flash_attn_4: its kernel for 256 there takes no "
+                           "seqused_k, which a paged KV cache needs)")
         return reasons + cls._dedicated_reasons(config, platform)
 
     @classmethod

@@ -90,8 +90,7 @@ def with_kvcache(vendor: ModuleType, config: AttentionConfig, build: Build, name
                                 max_seqlen_q: int | None = None, softmax_scale: float | None = None,
                                 num_splits: int = 0, sinks: Any = None, return_softmax_lse: bool = False,
                                 **given: Any) -> Any:
-        if not given.keys() <= honoured:  # in the call's order, so that rotary_cos is named before rotary_sin
-            refuse(name, WITH_KVCACHE, {n: given.pop(n) for n in list(given) if n not in honoured})
+        keep(honoured, name, WITH_KVCACHE, given)
         if mla:
             require(name, "for MLA", qv=qv)
         else:

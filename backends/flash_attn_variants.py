@@ -29,7 +29,7 @@ class FlashAttentionDiffKV(FlashAttention3):
 
     name = "flash_attn_diffkv"
     kv_cache_dtypes = ()  # vLLM 0.33, executed: auto, float16, bfloat16
-    head_dims = HeadDims()  # by the rule of _head_reasons
+    head_dims = HeadDims()  # by the rule of head_reasons
     # vLLM 0.33 executed: multiples of 16 (doc: any). The kernel takes any; kept to what is run.
     page_sizes = PageSizes(64, step=16)
     calls = FlashAttention3.calls - {"descale_per_head"}
@@ -39,7 +39,7 @@ class FlashAttentionDiffKV(FlashAttention3):
                "vLLM, v1/attention/backends/flash_attn_diffkv.py (cache of width head_dim + head_dim_v)")
 
     @classmethod
-    def _head_reasons(cls, config: AttentionConfig) -> list[str]:
+    def head_reasons(cls, config: AttentionConfig) -> list[str]:
         d, dv = config.head_dim, config.v_dim
         if config.mla is not None:
             return []  # the missing feature is the reason, not its width

@@ -25,9 +25,10 @@ def refuse(backend: str, contract: inspect.Signature, given: Mapping[str, Any]) 
 
 
 def keep(honoured: frozenset[str], backend: str, contract: inspect.Signature, given: dict[str, Any]) -> None:
-    """Leave in `given` what is in `honoured`; the rest is dropped at its default and refused otherwise."""
+    """Leave in `given` what is in `honoured`; the rest is dropped at its default and refused otherwise, the first of
+    the call's order by name."""
     if not given.keys() <= honoured:
-        refuse(backend, contract, {name: given.pop(name) for name in given.keys() - honoured})
+        refuse(backend, contract, {name: given.pop(name) for name in list(given) if name not in honoured})
 
 
 def require(backend: str, why: str, **given: Any) -> None:

@@ -14,7 +14,7 @@ import hal
 from hal import capabilities
 from hal.backend import AttentionBackend
 from hal.config import ATTENTION_TYPES, DTYPES, KV_CACHE_DTYPES, AttentionConfig, MLADims
-from hal.conformance.grid import BASE_DIMS, FEATURES, HEAD_DIMS, MLA, PAGE_SIZES, UNEQUAL
+from hal.conformance.grid import FEATURES, HEAD_DIMS, MLA, PAGE_SIZES, UNEQUAL, base_dims
 from hal.decision import PHASES, Decision
 from hal.platform import Platform
 from hal.platforms import KINDS, table
@@ -111,9 +111,8 @@ def _where(key: tuple[Platform, str]) -> tuple[str, str]:
 
 def _bases(backend: type[AttentionBackend], mla: bool) -> Iterator[dict[str, Any]]:
     """The base shape of hal.conformance.grid; where a backend refuses that, one with what it has instead."""
-    dim = next((d for d in BASE_DIMS if d in backend.head_dims), 128)
-    base: Fields = MLA if mla else {"num_heads": 8, "num_kv_heads": 2, "head_dim": dim}
-    instead: list[Fields] = [{}, {"head_dim": 64}, {"head_dim": 192, "head_dim_v": 128}]
+    base: Fields = MLA if mla else {"num_heads": 8, "num_kv_heads": 2, **base_dims(backend)}
+    instead: list[Fields] = [{}, {"head_dim": 64}]
     if mla:
         instead = [{}, *({"mla": _expanded(*pair)} for pair in backend.mla_prefill), {"kv_cache_dtype": "fp8_ds_mla"}]
     sparse = {"sparse": True} if "sparse" in backend.requires else {}

@@ -1,5 +1,5 @@
-"""verify_emulated.py BACKEND [--quick] [--case TEXT] [--seed N] [--json FILE]: the conformance grid against an
-emulator of the vendor's package.
+"""verify_emulated.py BACKEND [--arch ARCH] [--quick] [--case TEXT] [--seed N] [--json FILE]: the conformance grid
+against an emulator of the vendor's package.
 
 The emulators and their devices stand in EMULATED below. The whole grid leaves a record,
 docs/evidence/emulated-BACKEND-KIND-ARCH.json, which proves the level "emulated" for the code as it is now; --quick and
@@ -33,15 +33,20 @@ ROOT, SEED = Path(__file__).resolve().parents[1], 20260
 
 
 class Emulated(NamedTuple):
-    """emulator: its file. platform: the device that is emulated. open: a context with the package installed there."""
+    """emulator: its file. kind, archs: the devices that are emulated, the usual one first. open: a context with the
+    package installed on a device of an arch."""
 
     emulator: str
-    platform: Platform
-    open: Callable[[], AbstractContextManager[Any]]
+    kind: str
+    archs: tuple[str, ...]
+    open: Callable[[str], AbstractContextManager[Any]]
+
+    def platform(self, arch: str) -> Platform:
+        return Platform(self.kind, arch, f"{self.kind}:0", 0, f"emulated {arch}")
 
 
 @contextmanager
-def _mate() -> Any:
+def _mate(arch: str) -> Any:
     from emulators.mate import mate
     from emulators.torch_musa import TorchMusa
 
@@ -50,9 +55,9 @@ def _mate() -> Any:
         yield stack.enter_context(mate(current_device=machine.current).installed())
 
 
-def _cuda(arch: str, *packages: str) -> Callable[[], AbstractContextManager[Any]]:
+def _cuda(*packages: str) -> Callable[[str], AbstractContextManager[Any]]:
     """An NVIDIA GPU with vendor packages: their calls are the machine's."""
-    def open_machine() -> AbstractContextManager[Any]:
+    def open_machine(arch: str) -> AbstractContextManager[Any]:
         from flash_attn_machines import there
 
         return there(arch, *packages)
@@ -60,62 +65,63 @@ def _cuda(arch: str, *packages: str) -> Callable[[], AbstractContextManager[Any]
     return open_machine
 
 
-def _gpu(arch: str) -> Platform:
-    return Platform("cuda", arch, "cuda:0", 0, f"emulated {arch}")
-
-
 # Version 3's providers at once: what one refuses (sinks, context parallelism) the next serves.
-_THREE = ("flash-attn-3", "sglang-kernel", "vllm")
-_MP31 = Platform("musa", "mp31", "musa:0", 0, "emulated MP31")
+_THREE = ("tests/emulators/flash_attn_3.py", "cuda", ("sm90",), _cuda("flash-attn-3", "sglang-kernel", "vllm"))
+_MATE = ("tests/emulators/mate.py", "musa", ("mp31",), _mate)
 EMULATED = {
-    "mate": Emulated("tests/emulators/mate.py", _MP31, _mate),
-    "mate_mla": Emulated("tests/emulators/mate.py", _MP31, _mate),
-    "flash_attn_2": Emulated("tests/emulators/flash_attn_2.py", _gpu("sm80"), _cuda("sm80", "flash-attn")),
-    "flash_attn_3": Emulated("tests/emulators/flash_attn_3.py", _gpu("sm90"), _cuda("sm90", *_THREE)),
-    "flash_attn_4": Emulated("tests/emulators/flash_attn_4.py", _gpu("sm100"), _cuda("sm100", "flash-attn-4")),
-    "flash_attn_mla": Emulated("tests/emulators/flash_attn_3.py", _gpu("sm90"), _cuda("sm90", *_THREE)),
+    "mate": Emulated(*_MATE),
+    "mate_mla": Emulated(*_MATE),
+    "flash_attn_2": Emulated("tests/emulators/flash_attn_2.py", "cuda", ("sm80",), _cuda("flash-attn")),
+    "flash_attn_3": Emulated(*_THREE),
+    "flash_attn_4": Emulated("tests/emulators/flash_attn_4.py", "cuda", ("sm100", "sm90", "sm103", "sm110"),
+                             _cuda("flash-attn-4")),
+    "flash_attn_diffkv": Emulated(*_THREE),
+    "flash_attn_mla": Emulated(*_THREE),
 }
 
 
-def results(backend: str, cases: list[Case], seed: int) -> list[Result]:
+def results(backend: str, arch: str, cases: list[Case], seed: int) -> list[Result]:
     """How each case ended."""
     import torch
 
     torch.set_num_threads(1)  # several processes share the cores
     row = EMULATED[backend]
-    with row.open() as vendor:
-        runner, found = Runner(registry.get(backend), row.platform, seed), []
+    with row.open(arch) as vendor:
+        runner, found = Runner(registry.get(backend), row.platform(arch), seed), []
         for case in cases:
             found.append(runner.run(case))
             vendor.calls.clear()
         return found
 
 
-def _share(backend: str, first: int, step: int, quick: bool, text: str, seed: int) -> list[tuple[int, Result]]:
+def _share(backend: str, arch: str, first: int, step: int, quick: bool, text: str,
+           seed: int) -> list[tuple[int, Result]]:
     cases = _cases(backend, quick, text)
     where = range(first, len(cases), step)
-    return list(zip(where, results(backend, [cases[i] for i in where], seed)))
+    return list(zip(where, results(backend, arch, [cases[i] for i in where], seed)))
 
 
 def _cases(backend: str, quick: bool, text: str) -> list[Case]:
     return [case for case in grid(registry.get(backend), not quick) if text in case.name]
 
 
-def run(backend: str, quick: bool, text: str, seed: int, jobs: int) -> dict[str, Any]:
+def run(backend: str, arch: str, quick: bool, text: str, seed: int, jobs: int) -> dict[str, Any]:
     """The record. Its versions are those of the emulated package."""
     start, row = time.monotonic(), EMULATED[backend]
     with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
-        shares = [pool.submit(_share, backend, n, jobs, quick, text, seed) for n in range(jobs)]
+        shares = [pool.submit(_share, backend, arch, n, jobs, quick, text, seed) for n in range(jobs)]
         found = [result for _, result in sorted((r for share in shares for r in share.result()), key=lambda r: r[0])]
-    with row.open():
-        made = record(row.platform, {backend: summary(registry.get(backend), found, not text)},
+    with row.open(arch):
+        made = record(row.platform(arch), {backend: summary(registry.get(backend), found, not text)},
                       "quick" if quick else "full", seed, "none: emulated", time.monotonic() - start)
-    return {**made, "emulator": row.emulator, "command": f"python ci/verify_emulated.py {backend}"}
+    command = f"python ci/verify_emulated.py {backend}" + f" --arch {arch}" * (arch != row.archs[0])
+    return {**made, "emulator": row.emulator, "command": command}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backend", choices=EMULATED)
+    parser.add_argument("--arch", help="one of those emulated (default: the first, in EMULATED below)")
     parser.add_argument("--quick", action="store_true", help="each feature at least once")
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--seed", type=int, default=SEED)
@@ -126,8 +132,12 @@ def main() -> int:
         parser.error(f"--jobs {args.jobs}: a whole number >= 1")
     if not _cases(args.backend, args.quick, args.case):
         parser.error(f"--case {args.case!r} is in no case's name")
-    made = run(args.backend, args.quick, args.case, args.seed, args.jobs)
-    where = EMULATED[args.backend].platform
+    row = EMULATED[args.backend]
+    arch = args.arch or row.archs[0]
+    if arch not in row.archs:
+        parser.error(f"--arch {arch}: {args.backend} is emulated on {', '.join(row.archs)}")
+    made = run(args.backend, arch, args.quick, args.case, args.seed, args.jobs)
+    where = row.platform(arch)
     target = args.json
     if target is None and not (args.quick or args.case):
         target = ROOT / "docs" / "evidence" / f"emulated-{args.backend}-{where.kind}-{where.arch}.json"

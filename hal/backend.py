@@ -147,7 +147,7 @@ class AttentionBackend:
         if reads and stored != config.dtype and stored not in cls.kv_cache_dtypes:
             also = ", ".join(("auto", config.dtype, *cls.kv_cache_dtypes))
             reasons.append(f"kv_cache_dtype {stored} is not supported ({name} with dtype {config.dtype}: {also})")
-        reasons += cls._expanded_reasons(config) if expands else cls._head_reasons(config)
+        reasons += cls._expanded_reasons(config) if expands else cls.head_reasons(config)
         size = page_size if page_size is not None else config.page_size
         if size is not None and reads and size not in cls.page_sizes:
             reasons.append(f"page_size {size} is not supported ({name}: {cls.page_sizes})")
@@ -192,7 +192,7 @@ class AttentionBackend:
         return [f"MLA prefill with head_dim {pair[0]} and head_dim_v {pair[1]} is not supported ({cls.name}: {pairs})"]
 
     @classmethod
-    def _head_reasons(cls, config: AttentionConfig) -> list[str]:
+    def head_reasons(cls, config: AttentionConfig) -> list[str]:
         """head_dim and head_dim_v against the declared dims and pairs. MLA brings its own pair."""
         name, pair = cls.name, (config.head_dim, config.v_dim)
         if config.mla is not None and "mla" not in cls.features:

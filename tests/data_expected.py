@@ -841,8 +841,8 @@ NOT_YET: dict[str, str] = {
 # Mutations that change no answer -> why. Keys as the test names them; a name that ends in * stands for all that
 # begin so.
 EQUIVALENT: dict[str, str] = {
-    "flash_attn_3: head_dim_pairs any": "unequal head dims follow a rule of its own (_head_reasons)",
-    "flash_attn_diffkv: head_dim_pairs any": "unequal head dims follow a rule of its own (_head_reasons)",
+    "flash_attn_3: head_dim_pairs any": "unequal head dims follow a rule of its own (head_reasons)",
+    "flash_attn_diffkv: head_dim_pairs any": "unequal head dims follow a rule of its own (head_reasons)",
     "dual_chunk_flash_attn: *": "no configuration asks for dual-chunk attention, so it refuses every one",
     "cuda dense prefill sm90: flash_attn_2 <-> flash_attn_diffkv": "equal head dims against unequal ones",
     "cuda dense decode sm90: flash_attn_2 <-> flash_attn_diffkv": "equal head dims against unequal ones",
@@ -851,7 +851,5 @@ EQUIVALENT: dict[str, str] = {
     "cuda mla decode sm110/sm120/sm121: flashinfer_mla_sparse <-> torch": "fp8_ds_mla alone there, which torch has not",
     "wave: any head dim": "the head dims of each phase follow a rule of their own (extra_reasons)",
     "cuda mla prefill sm90: triton <-> flash_attn_mla": "flash_attn_3 has the packages of the one and the widths of the other",
-    "flash_attn_4: head_dim lowest 8": "pages take multiples of 16 alone, so 16 is the lowest anyway",
-    "flash_attn_4: head_dim step 8": "pages take multiples of 16 alone",
     "rocm mla prefill gfx90a/gfx1100/gfx1201: torch <-> aiter_triton_mla": "no prefill of aiter_triton_mla on these",
 }

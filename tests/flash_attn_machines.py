@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import ast
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 from emulators.common import Call, Vendor
@@ -14,6 +18,7 @@ from emulators.flash_attn_2 import FlashAttn2
 from emulators.flash_attn_3 import FlashAttn3, SglKernel, VllmFlashAttn
 from emulators.flash_attn_4 import FlashAttn4
 
+import hal.backends
 from hal import registry, stream
 from hal.conformance.case import Case
 from hal.conformance.grid import grid
@@ -58,19 +63,47 @@ def there(arch: str, *packages: str) -> Iterator[Machine]:
         yield Machine(arch, packages, vendors, devices, calls)
 
 
+# In the order of their imports.
+MODULES = ("flash_attn_cache", "flash_attn_v2", "flash_attn_v3", "flash_attn", "flash_attn_variants", "flash_attn_4")
+FILES = {name: Path(hal.backends.__file__ or "").parent / f"{name}.py" for name in MODULES}
+
+
+@contextmanager
+def installed(modules: Mapping[str, ModuleType | None]) -> Iterator[None]:
+    """These modules as the family's while the context is open; None: gone, so that an import makes it anew."""
+    before = {name: importlib.import_module(f"hal.backends.{name}") for name in modules}
+    try:
+        _install(modules)
+        yield
+    finally:
+        _install(before)
+
+
+def _install(modules: Mapping[str, ModuleType | None]) -> None:
+    for name, module in modules.items():
+        if module is None:
+            del sys.modules[f"hal.backends.{name}"]
+            delattr(hal.backends, name)
+        else:
+            sys.modules[f"hal.backends.{name}"] = module
+            setattr(hal.backends, name, module)  # what `from hal.backends import ...` reads
+    registry._load.cache_clear()
+
+
+def changed(file: str, code: str | ast.Module) -> dict[str, ModuleType]:
+    """The family's modules made anew, `file` among them from other source; `installed` puts them in place."""
+    modules = {}
+    with installed(dict.fromkeys(MODULES)):
+        for name in MODULES:
+            modules[name] = module = ModuleType(f"hal.backends.{name}")
+            _install({name: module})
+            source, where = (code, f"{name}.py (changed)") if name == file else (FILES[name].read_text(), FILES[name])
+            exec(compile(source, where, "exec", dont_inherit=True), module.__dict__)
+    return modules
+
+
 def cases(backend: str, full: bool = False) -> list[Case]:
-    """The grid of a backend. That of flash_attn_diffkv is flash_attn_3's with the widths that it is for: the grid's
-    base shape has equal ones, which it refuses."""
-    if backend != "flash_attn_diffkv":
-        return grid(registry.get(backend), full)
-    found = [replace(case, fields={**case.fields, "head_dim": 192, "head_dim_v": 128}, rotary=_wide(case.rotary))
-             for case in grid(registry.get("flash_attn_3"), full)
-             if case.group.startswith("dense ") and case.fields["head_dim"] == 128 and "head_dim_v" not in case.fields]
-    return list({case.name: case for case in found}.values())
-
-
-def _wide(rotary: Any) -> dict[str, Any]:
-    return {**rotary, "dim": rotary["dim"] * 3 // 2} if rotary else {}
+    return grid(registry.get(backend), full)
 
 
 def results(machine: Machine, backend: str, chosen: list[Case]) -> list[Result]:

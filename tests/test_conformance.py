@@ -644,6 +644,20 @@ def test_unproven(results: list[tuple[str, str]], why: str | None) -> None:
     assert why is None or seen[word].startswith(why)
 
 
+def test_a_refusal_beside_an_undeclared_feature_tells_nothing_about_a_word() -> None:
+    """The base of absorbed MLA has the head dims of an unequal pair: that MLA is refused is not about the pair."""
+    class Plain(TorchNative):
+        features = TorchNative.features - {"mla"}
+
+    word = "head_dim 576/512"
+    rest = [r for r in without({word, "mla"}) if r.features != (word,)]
+    mla = Result("mla", "refused", "mla is not supported", 0.0, 0.0, 0.0, (word, "mla"))
+    own = result(word, "refused", "head_dim 576 with head_dim_v 512 is not supported")
+    assert record.unproven(Plain, [*rest, mla, own]) == {}
+    assert record.unproven(Plain, [*rest, mla]) == {word: "no case asks for it"}
+    assert record.unproven(TorchNative, [*without({word}), mla, own]) == {word: "declared, then refused: mla is not supported"}
+
+
 def test_summary_counts_by_feature() -> None:
     results = [Result("a", "passed", "", 0.1234567, 0.2, 0.0, ("x", "y")), Result("b", "failed", "bad", 0, 0, 0, ("x",)),
                Result("c", "refused", "no", 0, 0, 0, ("y",))]

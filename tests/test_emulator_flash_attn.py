@@ -707,6 +707,10 @@ def test_3_attention_chunk() -> None:
                        plain_of(kvcache(SglKernel(), **a, causal=True, attention_chunk=None)))
     with pytest.raises(Undocumented, match="negative positions"):
         kvcache(FlashAttn3(), **{**a, "cache_seqlens": ints(1, 3)}, causal=True, attention_chunk=2)
+    # block.h:22, sm90 mainloop:1377: of no keys no block is visited, whatever round_down makes of a negative position.
+    out = kvcache(FlashAttn3(), **{**a, "cache_seqlens": ints(0, 3)}, causal=True, attention_chunk=2)
+    assert not plain_of(out)[0].any()
+    assert plain_of(out)[1].any()
 
 
 def test_3_a_window_over_everything_is_none_and_turns_queries_otherwise() -> None:
@@ -972,6 +976,18 @@ def test_vllm_3_context_parallel_ranks_add_up() -> None:
     wanted, wanted_lse = expected(q, k, v, causal)
     close(merged, wanted)
     close(total, wanted_lse, 1e-4)
+
+
+def test_vllm_3_context_parallel_rows_without_keys_and_a_sink() -> None:
+    """vllm-fa hopper block.h: which tiles reach a block of keys counts from the global length and the rank. Row 0 of
+    rank 1 sees nothing and stands in a tile that sees something: its LSE is the sink."""
+    q, k, v = randn(64, 8, 16), randn(32, 2, 16, seed=1), randn(32, 2, 16, seed=2)
+    sinks = on(torch.linspace(-1, 2, 8).bfloat16(), CUDA)
+    out, lse = varlen(VllmFlashAttn(), q=q, k=k, v=v, cu_seqlens_q=cumulative(64), max_seqlen_q=64,
+                      cu_seqlens_k=cumulative(32), max_seqlen_k=32, causal=True, fa_version=3, return_softmax_lse=True,
+                      s_aux=sinks, cp_world_size=2, cp_rank=1, cp_tot_seqused_k=ints(64))
+    close(plain_of(lse)[:, 0].double(), plain_of(sinks).double(), 1e-6)
+    assert not plain_of(out)[0].any()
 
 
 def test_vllm_4_makes_negative_windows_none() -> None:

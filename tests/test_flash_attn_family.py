@@ -3,13 +3,9 @@ grid, the traps of each version, deliberate faults, plans, graphs."""
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import data_flash_attn as data
@@ -19,11 +15,25 @@ import torch
 from data_flash_attn import CONFIGS, FAULTS, FUNCTIONS, NAMES, PREFILL, SERVED
 from emulators.attend import StalePlan, Undocumented
 from emulators.devices import on, plain_of
-from flash_attn_machines import DEVICE, Machine, cases, results, there
+from flash_attn_calls import (
+    HKV,
+    D,
+    H,
+    bind,
+    device_tensor,
+    ints,
+    paged,
+    right,
+    same,
+    truth,
+    two_of,
+    vendor_function,
+)
+from flash_attn_machines import DEVICE, FILES, cases, changed, installed, results, there
 
 import hal
 import hal.backends
-from hal import AttentionConfig, oracle, registry
+from hal import AttentionConfig, registry
 from hal.conformance.case import Case
 from hal.conformance.runner import Runner
 from hal.graph import GraphState
@@ -40,15 +50,6 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- which function where ---
-
-def device_tensor(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Any:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return on(torch.randn(shape, generator=generator).to(dtype), DEVICE)
-
-
-def ints(*values: int) -> Any:
-    return on(torch.tensor(values, dtype=torch.int32), DEVICE)
-
 
 def decode_call(config: AttentionConfig, backend: str, page_size: int, queries: int = 1) -> dict[str, Any]:
     """Two sequences of 5 and 3 tokens, one page each."""
@@ -156,12 +157,6 @@ def test_the_provider_of_version_3_is_in_the_decision() -> None:
 
 # --- the conformance grid ---
 
-# Where the emulator stops rather than guess, and what it would have to say: (backend, case) -> its words.
-UNDECIDED = {
-    (backend, f"dense attention_chunk: decode bfloat16 8/2x{dims} attention_chunk=16"):
-        "Undocumented: attention_chunk=16 with 1 queries over 0 keys: negative positions"
-    for backend, dims in (("flash_attn_3", "128"), ("flash_attn_diffkv", "192-128"))
-}
 # backend, arch, packages. Version 3's three providers at once: each serves what those before it refuse.
 PROVIDERS = ("flash-attn-3", "sglang-kernel", "vllm")
 MACHINES = (("flash_attn_2", "sm80", ("flash-attn",)), ("flash_attn_3", "sm90", PROVIDERS[:2]),
@@ -180,8 +175,7 @@ def quick(backend: str) -> list[Case]:
 def test_quick_grid(backend: str, arch: str, packages: tuple[str, ...]) -> None:
     with there(arch, *packages) as machine:
         found = results(machine, backend, quick(backend))
-    failed = {result.case: result.why for result in found if result.result == "failed"}
-    assert failed == {case: why for (name, case), why in UNDECIDED.items() if name == backend}
+    assert {result.case: result.why for result in found if result.result == "failed"} == {}
     passed = {word for result in found if result.result == "passed" for word in result.features}
     cls = registry.get(backend)
     unproven = {*cls.features, *cls.calls} - passed
@@ -214,29 +208,10 @@ def test_grid_inside_a_context(backend: str, arch: str, package: str) -> None:
 
 # --- deliberate faults ---
 
-MODULES = ("flash_attn_cache", "flash_attn_v2", "flash_attn_v3", "flash_attn", "flash_attn_variants", "flash_attn_4")
-
-
-@pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """broken(file, before, after): the family's modules anew, with one of them changed."""
-    def change(file: str, before: str, after: str) -> None:
-        text = (Path(hal.backends.__file__ or "").parent / f"{file}.py").read_text()
-        assert text.count(before) == 1, f"{before!r} is {text.count(before)} times in {file}.py"
-        for name in MODULES:
-            importlib.import_module(f"hal.backends.{name}")
-            monkeypatch.delitem(sys.modules, f"hal.backends.{name}")
-            monkeypatch.delattr(hal.backends, name)
-        module = ModuleType(f"hal.backends.{file}")
-        for name in MODULES[:MODULES.index(file)]:
-            importlib.import_module(f"hal.backends.{name}")
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        exec(compile(text.replace(before, after), f"{file}.py (broken)", "exec"), module.__dict__)
-        monkeypatch.setattr(hal.backends, file, module, raising=False)
-        registry._load.cache_clear()
-
-    yield change
-    registry._load.cache_clear()
+def broken(fault: data.Fault) -> Any:
+    text = FILES[fault.file].read_text()
+    assert text.count(fault.before) == 1, f"{fault.before!r} is {text.count(fault.before)} times in {fault.file}.py"
+    return installed(changed(fault.file, text.replace(fault.before, fault.after)))
 
 
 def case_of(fault: data.Fault) -> Case:
@@ -244,13 +219,12 @@ def case_of(fault: data.Fault) -> Case:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[f"{f.backend} {f.file} {f.after.strip()[:30]}" for f in FAULTS])
-def test_fault_is_seen(fault: data.Fault, broken: Any) -> None:
+def test_fault_is_seen(fault: data.Fault) -> None:
     with there(fault.arch, fault.package) as machine:
         with hal.forward_context() if fault.context else nullcontext():
             [before] = results(machine, fault.backend, [case_of(fault)])
         assert before.result == "passed", before.why
-        broken(fault.file, fault.before, fault.after)
-        with hal.forward_context() if fault.context else nullcontext():
+        with broken(fault), hal.forward_context() if fault.context else nullcontext():
             [after] = results(machine, fault.backend, [case_of(fault)])
     assert after.result == "failed", after
 
@@ -260,55 +234,6 @@ def test_six_faults_per_adapter() -> None:
 
 
 # --- traps: what a naive call gets, and what HAL gives instead ---
-
-H, HKV, D = 8, 2, 64
-CONFIG = {"num_heads": H, "num_kv_heads": HKV, "head_dim": D}
-
-
-def bind(machine: Machine, backend: str, **config: Any) -> Any:
-    settings = AttentionConfig(**(config if "mla" in config else {**CONFIG, **config}))
-    package = registry.get(backend).package_for(Packages.named(machine.packages), settings)
-    return registry.get(backend).bind(settings, machine.platform, package)
-
-
-def vendor_function(machine: Machine, name: str) -> Any:
-    [vendor] = machine.vendors.values()
-    dotted = next(f for f in vendor.functions if f.endswith(f".{name}"))
-    return lambda **arguments: vendor._call(dotted, (), arguments)
-
-
-def paged(page_size: int, lens_q: tuple[int, ...], lens_k: tuple[int, ...], **more: Any) -> dict[str, Any]:
-    """Packed queries of HAL's function over a cache of two pages a sequence."""
-    pages = 2 * len(lens_k)
-    return {"q": device_tensor(sum(lens_q), H, D), "k_cache": device_tensor(pages, page_size, HKV, D, seed=1),
-            "v_cache": device_tensor(pages, page_size, HKV, D, seed=2), "cache_seqlens": ints(*lens_k),
-            "page_table": ints(*reversed(range(pages))).view(len(lens_k), 2), "max_seqlen_q": max(lens_q),
-            "cu_seqlens_q": ints(*itertools.accumulate(lens_q, initial=0)), "causal": True, **more}
-
-
-def two_of(call: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """The same for version 2's varlen function, as one would write it."""
-    lens = plain_of(call["cache_seqlens"]).tolist()
-    return {"q": call["q"], "k": call["k_cache"], "v": call["v_cache"], "cu_seqlens_q": call["cu_seqlens_q"],
-            "cu_seqlens_k": ints(*itertools.accumulate(lens, initial=0)), "max_seqlen_q": call["max_seqlen_q"],
-            "max_seqlen_k": max(lens), "block_table": call["page_table"], "causal": True, "return_attn_probs": True,
-            **more}
-
-
-def truth(call: dict[str, Any], function: str = "flash_attn_with_kvcache") -> tuple[torch.Tensor, torch.Tensor]:
-    host = {name: plain_of(x) if isinstance(x, torch.Tensor) else x for name, x in call.items()}
-    out, lse = getattr(oracle, function)(**{**host, "return_softmax_lse": True})
-    return out, lse
-
-
-def same(got: Any, wanted: torch.Tensor) -> bool:
-    return torch.allclose(plain_of(got).double(), wanted.double(), atol=2e-2, rtol=2e-2)
-
-
-def right(bound: Any, call: dict[str, Any]) -> bool:
-    got, want = bound.flash_attn_with_kvcache(**call, return_softmax_lse=True), truth(call)
-    return len(got) == 2 and all(map(same, got, want))
-
 
 def test_2_pages_are_of_256_tokens() -> None:
     """flash_api.cpp: "Paged KV cache block size must be divisible by 256"."""
@@ -337,8 +262,8 @@ def test_2_packed_queries_over_pages(lens_q: Any, lens_k: Any, context: bool) ->
 
 
 def test_2_takes_its_varlen_function_where_the_host_knows_it_is_safe() -> None:
-    call, seen = paged(256, (2, 5), (40, 9)), []
-    known = {"cache_seqlens": call["cache_seqlens"], "cu_seqlens_q": call["cu_seqlens_q"], "cache_seqlens_cpu": [40, 9],
+    call, seen = paged(256, (2, 5), (40, 6)), []
+    known = {"cache_seqlens": call["cache_seqlens"], "cu_seqlens_q": call["cu_seqlens_q"], "cache_seqlens_cpu": [40, 6],
              "cu_seqlens_q_cpu": [0, 2, 7]}
     with there("sm80", "flash-attn") as machine:
         bound = bind(machine, "flash_attn_2")
@@ -417,7 +342,7 @@ def test_mla_needs_a_scale(package: str) -> None:
         bound = bind(machine, "flash_attn_mla", **{**data.MLA, "softmax_scale": None})
         call = decode_call(config, "flash_attn_mla", 64)
         call = {name: x for name, x in call.items() if name not in ("softcap", "attention_chunk")}
-        with pytest.raises(ValueError, match="^softmax_scale None is not supported with qv"):
+        with pytest.raises(ValueError, match=r"^softmax_scale None is not supported with qv \(flash_attn_mla: "):
             bound.flash_attn_with_kvcache(**call)
         assert same(bound.flash_attn_with_kvcache(**call, softmax_scale=0.1), truth({**call, "softmax_scale": 0.1})[0])
         with pytest.raises(ValueError, match="^qv None"):
@@ -562,7 +487,9 @@ def test_graph_of_uniform_decode(backend: str, arch: str, package: str, page_siz
 
 
 def test_emulators_stop_where_nothing_is_known() -> None:
-    """The one case of the grids that no emulator decides; it turns red here when it does, and leaves UNDECIDED then."""
-    with there("sm90", "flash-attn-3") as machine, pytest.raises(Undocumented, match="0 keys"):
-        bind(machine, "flash_attn_3", attention_chunk=4).flash_attn_with_kvcache(
-            **paged(64, (1, 1), (0, 9)), attention_chunk=4)
+    """A chunk at negative positions: what round_down makes of them is written nowhere. Without keys nothing is read."""
+    with there("sm90", "flash-attn-3") as machine:
+        bound = bind(machine, "flash_attn_3", attention_chunk=4)
+        with pytest.raises(Undocumented, match="3 queries over 2 keys"):
+            bound.flash_attn_with_kvcache(**paged(64, (3, 1), (2, 9)), attention_chunk=4)
+        assert right(bound, paged(64, (3, 1), (0, 9), attention_chunk=4))

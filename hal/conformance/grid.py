@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hal.backend import AttentionBackend
-from hal.config import DTYPES, MLADims
+from hal.config import DTYPES, AttentionConfig, MLADims
 from hal.conformance.case import (
     ATTN_PROBS,
     CONFIG_SCALE,
@@ -94,6 +94,14 @@ BASE_DIMS = (128, 64, *HEAD_DIMS)
 RANDOM = 300  # cases of random company
 
 
+def base_dims(backend: type[AttentionBackend]) -> dict[str, int]:
+    """head_dim of the dense base shape, and head_dim_v where the backend serves unequal ones alone."""
+    pairs: list[tuple[int, int | None]] = [*((dim, None) for dim in BASE_DIMS), *UNEQUAL]
+    d, dv = next((pair for pair in pairs if not backend.head_reasons(
+        AttentionConfig(head_dim=pair[0], head_dim_v=pair[1]))), pairs[0])
+    return {"head_dim": d} if dv is None else {"head_dim": d, "head_dim_v": dv}
+
+
 def lacking(device: Platform) -> tuple[str, ...]:
     """dtypes that the device's chip does not have (its platform's LACKS)."""
     return tuple(getattr(table().get(device.kind), "LACKS", {}).get(device.arch, ()))
@@ -105,8 +113,7 @@ def grid(backend: type[AttentionBackend], full: bool, lacks: Sequence[str] = ())
     lacks: dtypes that the device does not have, so that no base shape is of one.
     """
     dtype = next((d for d in ("bfloat16", "float16", "float32") if d in backend.dtypes and d not in lacks), "bfloat16")
-    dense = {"num_heads": 8, "num_kv_heads": 2, "dtype": dtype,
-             "head_dim": next((d for d in BASE_DIMS if d in backend.head_dims), 128)}
+    dense = {"num_heads": 8, "num_kv_heads": 2, "dtype": dtype, **base_dims(backend)}
     found: list[Case] = []
     for name, base in (("dense", dense), ("mla", {**MLA, "dtype": dtype})):
         if "sparse" in backend.requires:
@@ -169,7 +176,7 @@ def _family(name: str, base: Fields, full: bool, backend: type[AttentionBackend]
             yield case("heads", shape, {"dtype": dtype, "num_heads": heads}, **own[shape])
     if not mla:
         for dim, shape, dtype in itertools.product(HEAD_DIMS, shapes if full else ("prefill", "decode"), dtypes):
-            yield case("head_dim", shape, {"dtype": dtype, "head_dim": dim})
+            yield case("head_dim", shape, {"dtype": dtype, "head_dim": dim, "head_dim_v": dim})
         for (dim, dim_v), shape, dtype in itertools.product(UNEQUAL, shapes if full else ("prefill", "decode"), dtypes):
             yield case("head_dim", shape, {"dtype": dtype, "head_dim": dim, "head_dim_v": dim_v})
         yield from _attention_types(case, full)
@@ -343,8 +350,9 @@ def _random(case: Any, base: Fields, own: Mapping[str, Fields], backend: type[At
             fields |= rng.choice(FEATURES[feature])
         if not mla:
             heads, kv = rng.choice(HEADS)
-            fields |= {"num_heads": heads, "num_kv_heads": kv,
-                       "head_dim": rng.choice([d for d in HEAD_DIMS if d in backend.head_dims] or [128])}
+            fields |= {"num_heads": heads, "num_kv_heads": kv}
+            if "head_dim_v" not in base:
+                fields["head_dim"] = rng.choice([d for d in HEAD_DIMS if d in backend.head_dims] or [128])
         used = set(rng.sample(calls, min(len(calls), rng.randint(0, 2)))) if shape != "prefill" else set()
         if shape == "prefill":
             used = {"out"} & backend.calls if rng.random() < 0.3 else set()

@@ -17,6 +17,7 @@ from typing import Any
 import hal
 from hal import registry
 from hal.backend import AttentionBackend
+from hal.capabilities import FEATURES
 from hal.conformance.grid import HEAD_DIMS, PAGE_SIZES, UNEQUAL
 from hal.conformance.runner import FAILED, PASSED, REFUSED, Result
 from hal.host import Host
@@ -44,11 +45,13 @@ def declared(backend: type[AttentionBackend]) -> list[str]:
 
 def unproven(backend: type[AttentionBackend], results: Sequence[Result]) -> dict[str, str]:
     """Declared word -> why no case proves it. A word that selection refuses here by name is not declared here."""
-    missing = {}
+    missing, other = {}, FEATURES.keys() - backend.features
     for word in declared(backend):
         cases = [r for r in results if word in r.features]
         if any(r.result == PASSED for r in cases):
             continue
+        # What is refused beside a feature that is not declared tells nothing about this word.
+        cases = [r for r in cases if r.result != REFUSED or not other.intersection(r.features)]
         refused = [r for r in cases if r.result == REFUSED]
         if refused and len(refused) == len(cases) and all(
                 any(f"{reason} ".startswith(_said(word)) for reason in r.why.split("; ")) for r in refused):

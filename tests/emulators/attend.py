@@ -130,7 +130,7 @@ def visible(len_q: int, len_k: int, left: int | None, right: int | None, chunk: 
     if right is not None:
         mask &= j <= p + right
     if chunk:
-        if len_q > len_k:
+        if len_q > len_k > 0:  # of no keys none is visited (hopper/block.h:22, and the mainloop's early exit)
             raise Undocumented(f"attention_chunk={chunk} with {len_q} queries over {len_k} keys: negative positions")
         mask &= (j >= p // chunk * chunk) & (j < (p // chunk + 1) * chunk)
     return mask

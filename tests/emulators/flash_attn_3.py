@@ -491,12 +491,12 @@ def _rows(build: Build, c: Call, b: int, q: torch.Tensor, k: torch.Tensor, v: to
         # mask.h: local key j is global j * world + rank; the query's row counts from the global length. Without causal
         # nothing but the local length bounds.
         total = numbers(c.cp_tot_seqused_k)[b]
-        seen = torch.ones(len_q, len_k, dtype=torch.bool)
+        seen, reach = torch.ones(len_q, len_k, dtype=torch.bool), total - len_q - c.cp_rank
         if mask.causal:
             j = torch.arange(len_k)[None] * c.cp_world_size + c.cp_rank
             seen = (j <= torch.arange(len_q)[:, None] + total - len_q) & (j < total)
     else:
-        seen = visible(len_q, len_k, mask.left, mask.right, mask.chunk)
+        seen, reach = visible(len_q, len_k, mask.left, mask.right, mask.chunk), len_k - len_q + (mask.right or 0)
     if c.only_qv:
         q, k = torch.zeros_like(q), torch.zeros_like(k)  # K's product is skipped: only the latent part scores
     sink = None if c.sinks is None else data(c.sinks)
@@ -505,14 +505,18 @@ def _rows(build: Build, c: Call, b: int, q: torch.Tensor, k: torch.Tensor, v: to
         out = out * v_scale[:, None]
     if sink is not None:
         empty = ~seen.any(1)
-        lse[:, empty] = _empty_rows(build, sink, empty, len_q, len_k, mask, group, tile_rows(head_dim, head_dim_v))
+        lse[:, empty] = _empty_rows(sink, empty, reach, len_k, group, tile_rows(head_dim, head_dim_v))
     return out, lse
 
 
-def _empty_rows(build: Build, sink: torch.Tensor, empty: torch.Tensor, len_q: int, len_k: int, mask: Mask, group: int,
+def _empty_rows(sink: torch.Tensor, empty: torch.Tensor, reach: int, len_k: int, group: int,
                 tile: int) -> torch.Tensor:
     """LSE [H, n] of the rows without keys, with sinks. A tile of rows that reaches no block of keys is skipped and gets
-    -inf (epilogue store_zero); a row in a tile that does reach one gets its sink (softmax finalize)."""
+    -inf (epilogue store_zero); a row in a tile that does reach one gets its sink (softmax finalize).
+
+    reach: a tile that ends before row n reaches keys up to n + reach (block.h, get_n_block_min_max; vLLM's counts the
+    global length there, from cp_rank on).
+    """
     where = empty.nonzero().flatten()
     lse = torch.full((len(sink), len(where)), float("-inf"))
     if not len_k:
@@ -521,9 +525,9 @@ def _empty_rows(build: Build, sink: torch.Tensor, empty: torch.Tensor, len_q: in
         skipped = set()
         for size in {tile, tile // group}:  # whether the heads of a group are packed is a heuristic's choice
             end = (row // max(size, 1) + 1) * max(size, 1)
-            skipped.add(end + len_k - len_q + (mask.right or 0) <= 0)
+            skipped.add(end + reach <= 0)
         if len(skipped) > 1:
-            raise Undocumented(f"LSE of row {row} of {len_q} over {len_k} keys with sinks: it depends on pack_gqa")
+            raise Undocumented(f"LSE of row {row} over {len_k} keys with sinks: it depends on pack_gqa")
         if skipped == {False}:
             lse[:, column] = sink.float()
     return lse

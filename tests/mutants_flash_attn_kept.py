@@ -1,0 +1,128 @@
+"""Drawn mutants of the FlashAttention adapters that no case of the kit turns red, and why. Each was looked at by hand."""
+
+# ruff: noqa: E501
+
+EQUIVALENT: dict[str, str] = {
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: sign or not dropped: -2 -> 2 #2':
+        'equivalent: the last two of four dimensions',
+    "flash_attn_v3.with_kvcache.flash_attn_with_kvcache: and/or: given.get('rotary_cos') is not None and table is not None -> given.get('rotary_cos') is not None or table is not None":
+        'equivalent: without rotary_cos there is nothing to lengthen, and without pages more rows than positions do no harm',
+    'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: sign or not dropped: -2 -> 2':
+        "equivalent: the third of a cache's four dimensions",
+    'flash_attn_v3._vllm.attend: arguments swapped: 0, 1 of transpose':
+        'equivalent: transposing is symmetric',
+    'flash_attn_v3._lengthen: arithmetic: width - given[name].shape[0] -> width + given[name].shape[0]':
+        'equivalent but for memory: rows of zeros past every position',
+    'flash_attn_cache._make_slots: term dropped: 0':
+        'equivalent: where there is no cu_seqlens_k_new there is a number of new tokens; `or 0` is for the type checker',
+    'flash_attn_variants.head_reasons: constant: 192 -> 193 in 128 < d <= 192':
+        'equivalent: 193 is no multiple of 8',
+}
+
+# Red in a test: mutant -> (its module, its name, its arguments).
+ELSEWHERE: dict[str, tuple[str, str, tuple[object, ...]]] = {
+    'flash_attn_4._call.call: sign or not dropped: not splittable -> splittable':
+        ('test_flash_attn_arguments', 'test_splits_are_handed_on', ('flash_attn_4', 'sm100', 'flash-attn-4', 128)),
+    'flash_attn_4._call.call: sign or not dropped: not splittable -> splittable #2':
+        ('test_flash_attn_arguments', 'test_splits_are_handed_on', ('flash_attn_4', 'sm100', 'flash-attn-4', 128)),
+    'flash_attn_4._call.call: term dropped: not splittable #2':
+        ('test_flash_attn_arguments', 'test_4_splits_where_its_kernels_can', ()),
+    'flash_attn_4._call: and/or: arch in _BLACKWELL and config.v_dim < 192 -> arch in _BLACKWELL or config.v_dim < 192':
+        ('test_flash_attn_arguments', 'test_4_splits_where_its_kernels_can', ()),
+    'flash_attn_4._dedicated: arithmetic: mla.qk_nope_head_dim + mla.qk_rope_head_dim -> mla.qk_nope_head_dim - mla.qk_rope_head_dim':
+        ('test_flash_attn_arguments', 'test_4_kernel_for_256_has_neither_softcap_nor_sinks', ('sm100', 192, 256, {'softcap': 30.0}, False)),
+    'flash_attn_4._kvcache.flash_attn_with_kvcache: argument is None: softmax_scale of call':
+        ('test_flash_attn_arguments', 'test_the_calls_scale_wins_over_the_configs', ('flash_attn_4', 'sm100', 'flash-attn-4', 128)),
+    'flash_attn_4._kvcache.flash_attn_with_kvcache: arithmetic: k_cache.shape[1] * (1 if table is None else table.shape[1]) -> k_cache.shape[1] + (1 if table is None else table.shape[1])':
+        ('test_flash_attn_arguments', 'test_longest_keys_are_what_the_cache_can_hold', ()),
+    'flash_attn_4._kvcache.flash_attn_with_kvcache: constant: 1 -> 0 in 1 if table is None else table.shape[1]':
+        ('test_flash_attn_arguments', 'test_longest_keys_are_what_the_cache_can_hold', ()),
+    'flash_attn_4._varlen.flash_attn_varlen_func: argument is None: _NAME of require #2':
+        ('test_flash_attn_arguments', 'test_what_is_needed_is_named_with_the_backend', ('flash_attn_4', 'sm100', 'flash-attn-4', 128)),
+    'flash_attn_4._varlen.flash_attn_varlen_func: statement deleted: page_table = cache.rows(page_table, None, cu_seqlens_q.shape[0] - 1)':
+        ('test_flash_attn_arguments', 'test_a_page_table_may_have_more_rows_than_there_are_sequences', ('flash_attn_4', 'sm100', 'flash-attn-4', 128)),
+    'flash_attn_4.extra_reasons: and/or: d != dv and (d % 16 or dv % 16 or max(d, dv) > 256) -> d != dv or (d % 16 or dv % 16 or max(d, dv) > 256)':
+        ('test_flash_attn_arguments', 'test_widths', ('flash_attn_4', 'sm90', 128, 64, True)),
+    'flash_attn_4.extra_reasons: and/or: d % 16 or dv % 16 or max(d, dv) > 256 -> d % 16 and dv % 16 and (max(d, dv) > 256)':
+        ('test_flash_attn_arguments', 'test_widths', ('flash_attn_4', 'sm90', 128, 72, False)),
+    'flash_attn_4.extra_reasons: arithmetic: d % 16 -> d // 16':
+        ('test_flash_attn_arguments', 'test_widths', ('flash_attn_4', 'sm90', 128, 64, True)),
+    'flash_attn_4.extra_reasons: arithmetic: dv % 16 -> dv // 16':
+        ('test_flash_attn_arguments', 'test_widths', ('flash_attn_4', 'sm90', 128, 64, True)),
+    'flash_attn_4.extra_reasons: arms swapped: cls._dedicated_reasons(config, platform) if cls._expands(config, phase) else [] -> [] if cls._expands(config, phase) else cls._dedicated_reasons(config, platform)':
+        ('test_flash_attn_arguments', 'test_4_kernel_for_256_has_neither_softcap_nor_sinks', ('sm100', 192, 256, {'softcap': 30.0}, False)),
+    'flash_attn_4.extra_reasons: comparison: max(d, dv) > 256 -> max(d, dv) >= 256':
+        ('test_flash_attn_arguments', 'test_widths', ('flash_attn_4', 'sm90', 256, 128, True)),
+    'flash_attn_4.extra_reasons: constant: 256 -> 255 in (256, 256)':
+        ('test_flash_attn_arguments', 'test_widths', ('flash_attn_4', 'sm100', 256, 256, False)),
+    'flash_attn_4.extra_reasons: constant: 256 -> 255 in max(d, dv) > 256':
+        ('test_flash_attn_arguments', 'test_widths', ('flash_attn_4', 'sm90', 256, 128, True)),
+    'flash_attn_4.extra_reasons: function: max(d, dv) -> min(d, dv)':
+        ('test_flash_attn_arguments', 'test_widths', ('flash_attn_4', 'sm90', 272, 64, False)),
+    "flash_attn_4.extra_reasons: statement deleted: reasons.append(f'head_dim 256 on {arch} is not supported (flash_attn_4: its kernel for 256 there takes no seqused_k, which a paged KV cache needs)')":
+        ('test_flash_attn_arguments', 'test_widths', ('flash_attn_4', 'sm100', 256, 256, False)),
+    'flash_attn_4.extra_reasons: term dropped: (d, dv) not in ((192, 128), (256, 256))':
+        ('test_flash_attn_arguments', 'test_widths', ('flash_attn_4', 'sm100', 192, 128, True)),
+    'flash_attn_4.extra_reasons: term dropped: dv > 128':
+        ('test_flash_attn_arguments', 'test_widths', ('flash_attn_4', 'sm100', 128, 192, False)),
+    'flash_attn_cache._make_slots: and/or: new or 0 -> new and 0':
+        ('test_flash_attn_arguments', 'test_tokens_in_a_batch_are_appended', ('flash_attn_3', 'sm90', 'vllm', 64, 3)),
+    'flash_attn_cache._make_slots: and/or: new or 0 -> new and 0 #2':
+        ('test_flash_attn_arguments', 'test_tokens_in_a_batch_are_appended', ('flash_attn_3', 'sm90', 'vllm', 64, 3)),
+    'flash_attn_cache._make_slots: arithmetic: row % max(new or 0, 1) -> row // max(new or 0, 1)':
+        ('test_flash_attn_arguments', 'test_tokens_in_a_batch_are_appended', ('flash_attn_3', 'sm90', 'vllm', 64, 1)),
+    'flash_attn_cache._make_slots: function: max(new or 0, 1) -> min(new or 0, 1)':
+        ('test_flash_attn_arguments', 'test_tokens_in_a_batch_are_appended', ('flash_attn_3', 'sm90', 'vllm', 64, 3)),
+    'flash_attn_cache._make_slots: function: max(new or 0, 1) -> min(new or 0, 1) #2':
+        ('test_flash_attn_arguments', 'test_tokens_in_a_batch_are_appended', ('flash_attn_3', 'sm90', 'vllm', 64, 3)),
+    'flash_attn_cache.queries: constant: 1 -> 2 in q.shape[1]':
+        ('test_flash_attn_arguments', 'test_tokens_in_a_batch_are_appended', ('flash_attn_2', 'sm80', 'flash-attn', 256, 1)),
+    'flash_attn_cache.rows: bound dropped: batch of page_table[:batch]':
+        ('test_flash_attn_arguments', 'test_a_page_table_may_have_more_rows_than_there_are_sequences', ('flash_attn_2', 'sm80', 'flash-attn', 256)),
+    'flash_attn_cache.write: bound dropped: -2 of tokens.shape[-2:]':
+        ('test_flash_attn_arguments', 'test_tokens_in_a_batch_are_appended', ('flash_attn_3', 'sm90', 'vllm', 64, 1)),
+    'flash_attn_v2._empty: argument is None: shape of new_empty':
+        ('test_flash_attn_arguments', 'test_2_no_query_at_all', (False,)),
+    'flash_attn_v2._make_route: arithmetic: end - start -> end + start':
+        ('test_flash_attn_family', 'test_2_takes_its_varlen_function_where_the_host_knows_it_is_safe', ()),
+    'flash_attn_v2._make_route: bound dropped: 1 of ends[1:]':
+        ('test_flash_attn_family', 'test_2_packed_queries_over_pages', ((2, 3), (0, 9), True)),
+    'flash_attn_v2._make_route: operands swapped: end - start -> start - end':
+        ('test_flash_attn_family', 'test_2_packed_queries_over_pages', ((2, 3), (0, 9), True)),
+    'flash_attn_v2.splits: and/or: one and num_splits not in (0, 1) -> one or num_splits not in (0, 1)':
+        ('test_flash_attn_arguments', 'test_splits_are_handed_on', ('flash_attn_2', 'sm80', 'flash-attn', 256)),
+    'flash_attn_v2.splits: arms swapped: 1 if one else num_splits -> num_splits if one else 1':
+        ('test_flash_attn_arguments', 'test_splits_are_handed_on', ('flash_attn_2', 'sm80', 'flash-attn', 256)),
+    "flash_attn_v2.varlen_func.flash_attn_varlen_func: statement deleted: require(NAME, 'without page_table', cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)":
+        ('test_flash_attn_arguments', 'test_what_is_needed_is_named_with_the_backend', ('flash_attn_2', 'sm80', 'flash-attn', 256)),
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: arithmetic: table.shape[1] * k_cache.shape[1] -> table.shape[1] + k_cache.shape[1]':
+        ('test_flash_attn_arguments', 'test_longest_keys_are_what_the_cache_can_hold', ()),
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: constant: 2 -> 1 in max(most, 2)':
+        ('test_flash_attn_family', 'test_2_packed_queries_over_pages', ((1, 0), (4, 7), True)),
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: term dropped: not uniform':
+        ('test_flash_attn_arguments', 'test_2_tokens_in_a_batch_beside_ragged_queries', (True,)),
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: term dropped: q.shape[0] == batch * most':
+        ('test_flash_attn_arguments', 'test_2_equally_many_packed_queries_are_a_batch', (False,)),
+    'flash_attn_v3.varlen_func.flash_attn_varlen_func: arguments swapped: k.shape[-2], q.device of _spread_descales':
+        ('test_flash_attn_arguments', 'test_3_packed_fp8_keys', ('flash-attn-3', False)),
+    "flash_attn_v3.varlen_func.flash_attn_varlen_func: arguments swapped: name, 'with page_table' of require":
+        ('test_flash_attn_arguments', 'test_what_is_needed_is_named_with_the_backend', ('flash_attn_3', 'sm90', 'flash-attn-3', 64)),
+    'flash_attn_v3.varlen_func.flash_attn_varlen_func: arithmetic: cu_seqlens_q.shape[0] - 1 -> cu_seqlens_q.shape[0] + 1':
+        ('test_flash_attn_arguments', 'test_3_packed_fp8_keys', ('flash-attn-3', False)),
+    'flash_attn_v3.varlen_func.flash_attn_varlen_func: condition negated: if fp8: ...':
+        ('test_flash_attn_arguments', 'test_3_packed_fp8_keys', ('flash-attn-3', False)),
+    'flash_attn_v3.varlen_func.flash_attn_varlen_func: operands swapped: cu_seqlens_q.shape[0] - 1 -> 1 - cu_seqlens_q.shape[0]':
+        ('test_flash_attn_arguments', 'test_3_packed_fp8_keys', ('flash-attn-3', False)),
+    "flash_attn_v3.varlen_func.flash_attn_varlen_func: statement deleted: require(name, 'without page_table', cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)":
+        ('test_flash_attn_arguments', 'test_what_is_needed_is_named_with_the_backend', ('flash_attn_3', 'sm90', 'flash-attn-3', 64)),
+    'flash_attn_v3.varlen_func: arms swapped: _DESCALES if fp8 else frozenset() -> frozenset() if fp8 else _DESCALES':
+        ('test_flash_attn_arguments', 'test_3_packed_fp8_keys', ('flash-attn-3', False)),
+    'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: argument is None: name of scale_for':
+        ('test_flash_attn_family', 'test_mla_needs_a_scale', ('flash-attn-3',)),
+    'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: statement deleted: table, index = (index[:, None], None)':
+        ('test_flash_attn_arguments', 'test_rows_of_an_unpaged_cache_are_picked', ('flash_attn_3', 'sm90', 'vllm', 64)),
+    'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: term dropped: schedule is not None':
+        ('test_flash_attn_arguments', 'test_3_without_a_scheduler_plans_nothing', ()),
+    "flash_attn_variants.target: arms swapped: f'{VLLM.module}.flash_attn_varlen_func' if package is VLLM else super().target(phase, package, config) -> super().target(phase, package, config) if package is VLLM else f'{VLLM.module}.flash_attn_varlen_func'":
+        ('test_flash_attn_arguments', 'test_mla_context_parallelism_is_vllms', ('flash-attn-3', False)),
+}

@@ -1,0 +1,291 @@
+"""Arguments of the FlashAttention adapters that the conformance grid does not ask about, or whose effect no number
+shows: what is handed on, what is left out and named."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from emulators.devices import on, plain_of
+from flash_attn_calls import HKV, D, H, bind, device_tensor, ints, paged, right, same, truth
+from flash_attn_machines import DEVICE, there
+
+import hal
+from hal import AttentionConfig
+from hal.config import MLADims
+
+# backend, arch, package, a page size of its.
+ADAPTERS = (("flash_attn_2", "sm80", "flash-attn", 256), ("flash_attn_3", "sm90", "flash-attn-3", 64),
+            ("flash_attn_3", "sm90", "sglang-kernel", 64), ("flash_attn_3", "sm90", "vllm", 64),
+            ("flash_attn_4", "sm100", "flash-attn-4", 128))
+EACH = pytest.mark.parametrize(("backend", "arch", "package", "page_size"), ADAPTERS, ids=[row[2] for row in ADAPTERS])
+
+
+def packed_keys(lens: tuple[int, ...] = (5, 9), **more: Any) -> dict[str, Any]:
+    """Of HAL's varlen function."""
+    cu = ints(*itertools.accumulate(lens, initial=0))
+    q, k, v = (device_tensor(sum(lens), heads, D, seed=n) for n, heads in enumerate((H, HKV, HKV)))
+    return {"q": q, "k": k, "v": v, "cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": max(lens),
+            "max_seqlen_k": max(lens), "causal": True, **more}
+
+
+def varlen_of(call: dict[str, Any]) -> dict[str, Any]:
+    """A call of flash_attn_with_kvcache in the words of the varlen function."""
+    names = {"k_cache": "k", "v_cache": "v", "cache_seqlens": "seqused_k"}
+    return {names.get(name, name): x for name, x in call.items()} | {"max_seqlen_k": None}
+
+
+@EACH
+def test_the_calls_scale_wins_over_the_configs(backend: str, arch: str, package: str, page_size: int) -> None:
+    with there(arch, package) as machine:
+        bound = bind(machine, backend, softmax_scale=0.03)
+        for scale in (0.2, None):
+            call = paged(page_size, (2, 3), (20, 9), softmax_scale=scale)
+            wanted, _ = truth({**call, "softmax_scale": scale or 0.03})
+            assert same(bound.flash_attn_with_kvcache(**call), wanted)
+            keys = packed_keys(softmax_scale=scale)
+            wanted, _ = truth({**keys, "softmax_scale": scale or 0.03}, "flash_attn_varlen_func")
+            assert same(bound.flash_attn_varlen_func(**keys), wanted)
+
+
+@EACH
+def test_a_page_table_may_have_more_rows_than_there_are_sequences(backend: str, arch: str, package: str,
+                                                                  page_size: int) -> None:
+    """Static buffers of a graph do; every vendor checks for exactly one row a sequence."""
+    call = paged(page_size, (2, 3), (20, 9))
+    wide = {**call, "page_table": torch.cat((call["page_table"], ints(7, 7).view(1, 2)))}
+    with there(arch, package) as machine:
+        bound = bind(machine, backend)
+        assert same(bound.flash_attn_with_kvcache(**wide), truth(call)[0])
+        assert same(bound.flash_attn_varlen_func(**varlen_of(wide)), truth(call)[0])
+
+
+@EACH
+def test_rows_of_an_unpaged_cache_are_picked(backend: str, arch: str, package: str, page_size: int) -> None:
+    call = {"q": device_tensor(2, 1, H, D), "k_cache": device_tensor(4, page_size, HKV, D, seed=1),
+            "v_cache": device_tensor(4, page_size, HKV, D, seed=2), "cache_seqlens": ints(5, 9),
+            "cache_batch_idx": ints(3, 1), "causal": True}
+    with there(arch, package) as machine:
+        assert right(bind(machine, backend), call)
+
+
+@pytest.mark.parametrize(("backend", "arch", "package", "page_size"), ADAPTERS[:4])  # version 4 refuses k
+@pytest.mark.parametrize("new", [1, 3])
+def test_tokens_in_a_batch_are_appended(backend: str, arch: str, package: str, page_size: int, new: int) -> None:
+    """Equally many of each sequence, [B, new, Hkv, D]; the cache is what the oracle leaves."""
+    call = paged(page_size, (new, new), (5, page_size - 1))
+    call |= {"q": call["q"].view(2, new, H, D), "cu_seqlens_q": None, "k": device_tensor(2, new, HKV, D, seed=5),
+             "v": device_tensor(2, new, HKV, D, seed=6)}
+    host = {name: plain_of(x).clone() if isinstance(x, torch.Tensor) else x for name, x in call.items()}
+    wanted, _ = truth(host)
+    with there(arch, package) as machine:
+        assert same(bind(machine, backend).flash_attn_with_kvcache(**call), wanted)
+    for name in ("k_cache", "v_cache"):
+        assert torch.equal(plain_of(call[name]), host[name])
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_2_tokens_in_a_batch_beside_ragged_queries(context: bool) -> None:
+    """Its kernel appends for batched queries alone, and its varlen function not at all."""
+    call = paged(256, (2, 3), (5, 9), k=device_tensor(2, 3, HKV, D, seed=5), v=device_tensor(2, 3, HKV, D, seed=6))
+    host = {name: plain_of(x).clone() if isinstance(x, torch.Tensor) else x for name, x in call.items()}
+    with there("sm80", "flash-attn") as machine, hal.forward_context() if context else nullcontext():
+        assert same(bind(machine, "flash_attn_2").flash_attn_with_kvcache(**call), truth(host)[0])
+
+
+@EACH
+def test_max_seqlen_q_of_batched_queries(backend: str, arch: str, package: str, page_size: int) -> None:
+    """Redundant, so another number than q's can only be a mistake."""
+    call = paged(page_size, (2, 2), (5, 9))
+    call |= {"q": call["q"].view(2, 2, H, D), "cu_seqlens_q": None}
+    with there(arch, package) as machine:
+        bound = bind(machine, backend)
+        assert right(bound, call)
+        with pytest.raises(ValueError, match=r"^max_seqlen_q 3 is not supported \(flash_attn_\d: 2, as q\)"):
+            bound.flash_attn_with_kvcache(**{**call, "max_seqlen_q": 3})
+
+
+@EACH
+def test_what_is_needed_is_named_with_the_backend(backend: str, arch: str, package: str, page_size: int) -> None:
+    with there(arch, package) as machine:
+        bound = bind(machine, backend)
+        for name in ("cu_seqlens_k", *(("max_seqlen_q", "max_seqlen_k") if backend != "flash_attn_4" else ())):
+            said = f"{name} None is not supported without page_table ({backend}: it is needed)"
+            with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+                bound.flash_attn_varlen_func(**packed_keys(**{name: None}))
+        said = f"seqused_k None is not supported with page_table ({backend}: it is needed)"
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+            bound.flash_attn_varlen_func(**varlen_of(paged(page_size, (2, 3), (5, 9))) | {"seqused_k": None})
+        assert not machine.calls
+
+
+def test_of_several_refused_arguments_the_first_of_the_call_is_named() -> None:
+    with there("sm80", "flash-attn") as machine:
+        bound = bind(machine, "flash_attn_2")
+        wrong = {"attention_chunk": 4, "sinks": device_tensor(H), "rotary_interleaved": False}
+        for names in itertools.permutations(wrong):
+            more = {name: wrong[name] for name in names if name != "rotary_interleaved"}
+            first = next(iter(more))
+            with pytest.raises(ValueError, match=f"^{first} "):
+                bound.flash_attn_varlen_func(**packed_keys(), **more)
+            with pytest.raises(ValueError, match=f"^{names[0]} "):
+                bound.flash_attn_with_kvcache(**paged(256, (1, 1), (5, 9)), **{name: wrong[name] for name in names})
+
+
+@EACH
+def test_splits_are_handed_on(backend: str, arch: str, package: str, page_size: int) -> None:
+    call = paged(page_size, (1, 1), (5, 9))
+    with there(arch, package) as machine:
+        bound = bind(machine, backend)
+        for number in (0, 1, 3):
+            bound.flash_attn_with_kvcache(**call, num_splits=number)
+        assert [c.arguments["num_splits"] for c in machine.calls] == [0, 1, 3]
+
+
+def test_4_splits_where_its_kernels_can() -> None:
+    """_flash_attn_fwd: "SplitKV is not supported" below sm100 and for head_dim_v from 192 on; 0 is 1 there."""
+    call = paged(128, (1, 1), (5, 9))
+    with there("sm90", "flash-attn-4") as machine:
+        bind(machine, "flash_attn_4").flash_attn_with_kvcache(**call)
+        assert [c.arguments["num_splits"] for c in machine.calls] == [1]
+    wide = {"num_heads": 8, "mla": MLADims(qk_nope_head_dim=192, v_head_dim=256), "softmax_scale": 0.1}
+    keys = packed_keys() | {name: device_tensor(14, 8, 256, seed=n) for n, name in enumerate(("q", "k", "v"))}
+    with there("sm100", "flash-attn-4") as machine:
+        bound = bind(machine, "flash_attn_4", **wide)
+        assert same(bound.flash_attn_varlen_func(**keys, num_splits=0), truth({**keys, "softmax_scale": 0.1},
+                                                                            "flash_attn_varlen_func")[0])
+
+
+def test_longest_keys_are_what_the_cache_can_hold() -> None:
+    """No number shows it: kernels of version 4 and vLLM's choose splits and grids by max_seqlen_k."""
+    rows = {"q": device_tensor(2, 1, H, D), "k_cache": device_tensor(2, 128, HKV, D, seed=1),
+            "v_cache": device_tensor(2, 128, HKV, D, seed=2), "cache_seqlens": ints(5, 9), "causal": True}
+    for backend, arch, package in (("flash_attn_4", "sm100", "flash-attn-4"), ("flash_attn_3", "sm90", "vllm")):
+        with there(arch, package) as machine:
+            bound = bind(machine, backend)
+            bound.flash_attn_with_kvcache(**rows)
+            bound.flash_attn_with_kvcache(**paged(128, (1, 1), (5, 9)))
+            assert [c.arguments["max_seqlen_k"] for c in machine.calls] == [128, 256]
+    with there("sm80", "flash-attn") as machine, hal.forward_context():
+        bind(machine, "flash_attn_2").flash_attn_with_kvcache(**paged(256, (2, 3), (5, 9)))
+        assert [c.arguments["max_seqlen_k"] for c in machine.calls] == [512]
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_2_equally_many_packed_queries_are_a_batch(context: bool) -> None:
+    """A view of q, not rows of padding, and no plan: decode, and speculation, are this."""
+    call = paged(256, (3, 3), (20, 9))
+    with there("sm80", "flash-attn") as machine, hal.forward_context() if context else nullcontext():
+        assert same(bind(machine, "flash_attn_2").flash_attn_with_kvcache(**call), truth(call)[0])
+        [made] = machine.calls
+    assert made.function.endswith("flash_attn_with_kvcache")
+    assert plain_of(made.arguments["q"]).data_ptr() == plain_of(call["q"]).data_ptr()
+    assert made.arguments["q"].shape == (2, 3, H, D)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_2_no_query_at_all(packed: bool) -> None:
+    """A grid of no blocks is a CUDA error; the shapes are the contract's."""
+    call = paged(256, (0, 0), (5, 9), max_seqlen_q=1)
+    if not packed:
+        call |= {"q": call["q"].view(2, 0, H, D), "cu_seqlens_q": None, "max_seqlen_q": 0}
+    with there("sm80", "flash-attn") as machine:
+        out, lse = bind(machine, "flash_attn_2").flash_attn_with_kvcache(**call, return_softmax_lse=True)
+        assert (out.shape, out.dtype) == (call["q"].shape, torch.bfloat16)
+        assert (lse.shape, lse.dtype) == ((H, 0) if packed else (2, H, 0), torch.float32)
+        assert not machine.calls
+
+
+@pytest.mark.parametrize("package", ["flash-attn-3", "sglang-kernel", "vllm"])
+@pytest.mark.parametrize("spread", [False, True])
+def test_3_packed_fp8_keys(package: str, spread: bool) -> None:
+    """Prefill without a cache: q, k and v are fp8 as the cache is; the kernel wants descales of [B, Hkv]."""
+    def descale(value: float) -> Any:
+        return on(torch.full((2, HKV), value) if spread else torch.tensor(value), DEVICE)
+
+    keys = packed_keys(q_descale=descale(0.5), k_descale=descale(1.5), v_descale=descale(0.25))
+    keys |= {name: keys[name].to(torch.float8_e4m3fn) for name in ("q", "k", "v")}
+    with there("sm90", package) as machine:
+        out = bind(machine, "flash_attn_3", kv_cache_dtype="fp8_e4m3").flash_attn_varlen_func(**keys)
+        wanted, _ = truth(keys, "flash_attn_varlen_func")
+        assert torch.allclose(plain_of(out).double(), wanted.double(), atol=3e-2, rtol=5e-2)
+        [made] = machine.calls
+        assert made.arguments["k_descale"].shape == (2, HKV)
+        with pytest.raises(ValueError, match="^q_descale|^k_descale|^v_descale"):
+            bind(machine, "flash_attn_3").flash_attn_varlen_func(**keys)
+
+
+def test_3_without_a_scheduler_plans_nothing() -> None:
+    """SGLang's sgl_kernel.flash_attn has no get_scheduler_metadata."""
+    call = paged(64, (2, 3), (20, 9))
+    with there("sm90", "sglang-kernel") as machine, hal.forward_context():
+        assert right(bind(machine, "flash_attn_3"), call)
+        assert [c.function.rpartition(".")[2] for c in machine.calls] == ["flash_attn_with_kvcache"]
+
+
+# Widths over pages, from the vendors' checks. 4: multiples of 8 (interface.py, _validate_head_dims), of 16 over pages
+# ("irregular head dim"); on sm100 and sm110 up to 128 with up to 128, 192 with 128, and 256 without seqused_k. 3:
+# flash_api.cpp, "If V headdim is different from Q/K dim, we only support ...".
+YES, NO = True, False
+WIDTHS = [
+    *(("flash_attn_4", "sm90", d, dv, served) for d, dv, served in (
+        (64, 64, YES), (72, 72, NO), (128, 72, NO), (72, 128, NO), (128, 64, YES), (240, 240, YES), (256, 256, YES),
+        (256, 128, YES), (128, 256, YES), (272, 64, NO), (64, 272, NO), (272, 272, NO), (8, 8, NO), (136, 64, NO))),
+    *(("flash_attn_4", arch, d, dv, served) for arch in ("sm100", "sm103", "sm110") for d, dv, served in (
+        (128, 128, YES), (96, 48, YES), (192, 128, YES), (192, 192, NO), (128, 192, NO), (144, 64, NO), (64, 144, NO),
+        (256, 256, NO), (256, 128, NO), (72, 72, NO), (192, 112, NO))),
+    *((backend, "sm90", d, dv, served) for backend in ("flash_attn_3", "flash_attn_diffkv") for d, dv, served in (
+        (192, 128, YES), (136, 104, YES), (192, 96, NO), (128, 64, NO), (128, 112, NO), (200, 128, NO), (192, 136, NO),
+        (64, 512, YES), (64, 520, NO), (72, 512, NO), (60, 512, NO), (64, 508, NO), (40, 64, YES))),
+    ("flash_attn_diffkv", "sm90", 128, 128, NO), ("flash_attn_3", "sm90", 128, 128, YES),
+]
+
+
+@pytest.mark.parametrize(("backend", "arch", "d", "dv", "served"), WIDTHS)
+def test_widths(backend: str, arch: str, d: int, dv: int, served: bool) -> None:
+    config = AttentionConfig(head_dim=d, head_dim_v=dv)
+    for phase in ("prefill", "decode"):
+        decision = hal.explain(config, f"cuda:{arch}", **{f"{phase}_backend": backend})
+        [candidate] = getattr(decision, phase).candidates
+        assert candidate.accepted == served, (phase, candidate.reasons)
+        assert served or [reason.startswith(f"head_dim {d} ") for reason in candidate.reasons] == [True]
+
+
+@pytest.mark.parametrize(("arch", "nope", "v", "field", "served"), [
+    (arch, nope, v, field, not (arch == "sm100" and nope == 192)) for arch in ("sm90", "sm100")
+    for nope, v in ((192, 256), (128, 128)) for field in ({"softcap": 30.0}, {"sinks": True})])
+def test_4_kernel_for_256_has_neither_softcap_nor_sinks(arch: str, nope: int, v: int, field: dict[str, Any],
+                                                        served: bool) -> None:
+    """interface.py: "SM100 forward with head_dim=256 ..."; expanded MLA of 192 + 64 goes there."""
+    config = AttentionConfig(num_heads=16, mla=MLADims(qk_nope_head_dim=nope, v_head_dim=v), softmax_scale=0.1, **field)
+    decision = hal.explain(config, f"cuda:{arch}", prefill_backend="flash_attn_4")
+    [candidate] = decision.prefill.candidates
+    about = [reason for reason in candidate.reasons if reason.startswith(next(iter(field)))]
+    assert bool(about) != served, candidate.reasons
+
+
+@pytest.mark.parametrize(("package", "served"), [("flash-attn-3", False), ("sglang-kernel", False), ("vllm", True)])
+def test_mla_context_parallelism_is_vllms(package: str, served: bool) -> None:
+    config = AttentionConfig(num_heads=16, mla=True, softmax_scale=0.1, context_parallel_size=2)
+    decision = hal.explain(config, "cuda:sm90", packages=package, decode_backend="flash_attn_mla")
+    assert (decision.decode.chosen == "flash_attn_mla") == served
+    function = "flash_attn_varlen_func" if package == "vllm" else "flash_attn_with_kvcache"
+    plain = hal.explain(config.replace(context_parallel_size=1), "cuda:sm90", packages=package,
+                        decode_backend="flash_attn_mla")
+    assert str(plain.decode.target).endswith(f".{function}")
+
+
+def test_the_joint_cache_of_unequal_head_dims() -> None:
+    """Two views, side by side, of one tensor of head_dim + head_dim_v."""
+    from hal import registry
+
+    for d, dv in ((192, 128), (64, 256)):
+        k, v = registry.get("flash_attn_diffkv").new_kv_cache(
+            AttentionConfig(num_kv_heads=2, head_dim=d, head_dim_v=dv), "cpu", 3, 64)
+        assert (k.shape, v.shape) == ((3, 64, 2, d), (3, 64, 2, dv))
+        assert k.stride() == v.stride() == (64 * 2 * (d + dv), 2 * (d + dv), d + dv, 1)
+        assert v.data_ptr() - k.data_ptr() == d * k.itemsize
