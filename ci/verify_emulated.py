@@ -1,9 +1,10 @@
-"""verify_emulated.py BACKEND [--quick] [--case TEXT] [--seed N] [--json FILE]: the conformance grid against an
-emulator of the vendor's package.
+"""verify_emulated.py BACKEND [--arch ARCH] [--quick] [--case TEXT] [--seed N] [--json FILE]: the conformance grid
+against an emulator of the vendor's package.
 
-The emulators and their devices stand in EMULATED below. The whole grid leaves a record,
-docs/evidence/emulated-BACKEND-KIND-ARCH.json, which proves the level "emulated" for the code as it is now; --quick and
---case leave none unless --json says where.
+The emulators and their devices stand in EMULATED below; --arch is for backends that have several there. Ascend's run
+the real torch_npu over the fake NPU of tests/fake_npu, so with the Python that ci/env_npu.sh makes (.venv-npu). The
+whole grid leaves a record, docs/evidence/emulated-BACKEND-KIND-ARCH.json, which proves the level "emulated" for the
+code as it is now; --quick and --case leave none unless --json says where.
 Exit codes: 0 passed, 1 something failed or is unproven, 2 a wrong argument.
 """
 
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -64,25 +68,47 @@ def _gpu(arch: str) -> Platform:
     return Platform("cuda", arch, "cuda:0", 0, f"emulated {arch}")
 
 
+# Arch -> the SoC of tests/fake_npu that stands for it.
+SOCS = {"ascend910b": "910b1", "ascend910c": "910_9391", "ascend950": "950"}
+
+
+def _fake_npu() -> AbstractContextManager[Any]:
+    """The fake NPU of this process (main() starts a process that has one); its log is cut to a length of its own."""
+    return contextlib.nullcontext(SimpleNamespace(calls=[]))
+
+
+def _npu(arch: str) -> Platform:
+    return Platform("npu", arch, "npu:0", 0, f"fake {SOCS[arch]}")
+
+
 # Version 3's providers at once: what one refuses (sinks, context parallelism) the next serves.
 _THREE = ("flash-attn-3", "sglang-kernel", "vllm")
 _MP31 = Platform("musa", "mp31", "musa:0", 0, "emulated MP31")
-EMULATED = {
-    "mate": Emulated("tests/emulators/mate.py", _MP31, _mate),
-    "mate_mla": Emulated("tests/emulators/mate.py", _MP31, _mate),
-    "flash_attn_2": Emulated("tests/emulators/flash_attn_2.py", _gpu("sm80"), _cuda("sm80", "flash-attn")),
-    "flash_attn_3": Emulated("tests/emulators/flash_attn_3.py", _gpu("sm90"), _cuda("sm90", *_THREE)),
-    "flash_attn_4": Emulated("tests/emulators/flash_attn_4.py", _gpu("sm100"), _cuda("sm100", "flash-attn-4")),
-    "flash_attn_mla": Emulated("tests/emulators/flash_attn_3.py", _gpu("sm90"), _cuda("sm90", *_THREE)),
-}
+# Backend -> its machines, by arch.
+EMULATED = {backend: {row.platform.arch: row for row in rows} for backend, rows in {
+    "mate": [Emulated("tests/emulators/mate.py", _MP31, _mate)],
+    "mate_mla": [Emulated("tests/emulators/mate.py", _MP31, _mate)],
+    "flash_attn_2": [Emulated("tests/emulators/flash_attn_2.py", _gpu("sm80"), _cuda("sm80", "flash-attn"))],
+    "flash_attn_3": [Emulated("tests/emulators/flash_attn_3.py", _gpu("sm90"), _cuda("sm90", *_THREE))],
+    "flash_attn_4": [Emulated("tests/emulators/flash_attn_4.py", _gpu("sm100"), _cuda("sm100", "flash-attn-4"))],
+    "flash_attn_mla": [Emulated("tests/emulators/flash_attn_3.py", _gpu("sm90"), _cuda("sm90", *_THREE))],
+    "ascend": [Emulated("tests/fake_npu/fused_infer.py", _npu(arch), _fake_npu) for arch in SOCS],
+    "ascend_mla": [Emulated("tests/fake_npu/fused_infer.py", _npu(arch), _fake_npu) for arch in SOCS],
+}.items()}
 
 
-def results(backend: str, cases: list[Case], seed: int) -> list[Result]:
+def machine(backend: str, arch: str | None) -> Emulated:
+    """The first machine where no arch is named."""
+    rows = EMULATED[backend]
+    return rows[next(iter(rows)) if arch is None else arch]
+
+
+def results(backend: str, arch: str | None, cases: list[Case], seed: int) -> list[Result]:
     """How each case ended."""
     import torch
 
     torch.set_num_threads(1)  # several processes share the cores
-    row = EMULATED[backend]
+    row = machine(backend, arch)
     with row.open() as vendor:
         runner, found = Runner(registry.get(backend), row.platform, seed), []
         for case in cases:
@@ -91,31 +117,48 @@ def results(backend: str, cases: list[Case], seed: int) -> list[Result]:
         return found
 
 
-def _share(backend: str, first: int, step: int, quick: bool, text: str, seed: int) -> list[tuple[int, Result]]:
+def _share(backend: str, arch: str | None, first: int, step: int, quick: bool, text: str,
+           seed: int) -> list[tuple[int, Result]]:
     cases = _cases(backend, quick, text)
     where = range(first, len(cases), step)
-    return list(zip(where, results(backend, [cases[i] for i in where], seed)))
+    return list(zip(where, results(backend, arch, [cases[i] for i in where], seed)))
 
 
 def _cases(backend: str, quick: bool, text: str) -> list[Case]:
     return [case for case in grid(registry.get(backend), not quick) if text in case.name]
 
 
-def run(backend: str, quick: bool, text: str, seed: int, jobs: int) -> dict[str, Any]:
+def run(backend: str, arch: str | None, quick: bool, text: str, seed: int, jobs: int) -> dict[str, Any]:
     """The record. Its versions are those of the emulated package."""
-    start, row = time.monotonic(), EMULATED[backend]
+    start, row = time.monotonic(), machine(backend, arch)
     with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
-        shares = [pool.submit(_share, backend, n, jobs, quick, text, seed) for n in range(jobs)]
+        shares = [pool.submit(_share, backend, arch, n, jobs, quick, text, seed) for n in range(jobs)]
         found = [result for _, result in sorted((r for share in shares for r in share.result()), key=lambda r: r[0])]
     with row.open():
         made = record(row.platform, {backend: summary(registry.get(backend), found, not text)},
                       "quick" if quick else "full", seed, "none: emulated", time.monotonic() - start)
-    return {**made, "emulator": row.emulator, "command": f"python ci/verify_emulated.py {backend}"}
+    which = f" --arch {row.platform.arch}" * (len(EMULATED[backend]) > 1)
+    return {**made, "emulator": row.emulator, "command": f"python ci/verify_emulated.py {backend}{which}"}
+
+
+def on_fake_npu(arch: str) -> None:
+    """Start this command again in a process that has the fake NPU; returns there."""
+    if "FAKE_NPU_SOC" in os.environ:
+        return
+    from fake_npu import start
+    from fake_npu.build import BuildError
+
+    try:
+        environ = start(SOCS[arch], devices=1)
+    except (BuildError, ImportError) as error:
+        raise SystemExit(f"verify_emulated.py: {error} (ci/env_npu.sh makes .venv-npu)") from error
+    os.execvpe(sys.executable, [sys.executable, *sys.argv], environ)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backend", choices=EMULATED)
+    parser.add_argument("--arch", help="of several that a backend is emulated on (default: the first)")
     parser.add_argument("--quick", action="store_true", help="each feature at least once")
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--seed", type=int, default=SEED)
@@ -124,10 +167,14 @@ def main() -> int:
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: a whole number >= 1")
+    if args.arch not in (None, *EMULATED[args.backend]):
+        parser.error(f"--arch {args.arch}: {args.backend} is emulated on {', '.join(map(str, EMULATED[args.backend]))}")
     if not _cases(args.backend, args.quick, args.case):
         parser.error(f"--case {args.case!r} is in no case's name")
-    made = run(args.backend, args.quick, args.case, args.seed, args.jobs)
-    where = EMULATED[args.backend].platform
+    where = machine(args.backend, args.arch).platform
+    if where.kind == "npu":
+        on_fake_npu(str(where.arch))
+    made = run(args.backend, args.arch, args.quick, args.case, args.seed, args.jobs)
     target = args.json
     if target is None and not (args.quick or args.case):
         target = ROOT / "docs" / "evidence" / f"emulated-{args.backend}-{where.kind}-{where.arch}.json"

@@ -686,6 +686,6 @@ def test_a_sample_of_the_grid() -> None:
     spec.loader.exec_module(script)
     for backend in ("mate", "mate_mla"):
         cases = script._cases(backend, True, "")[::7]
-        ends = Counter(result.result for result in script.results(backend, cases, 5))
+        ends = Counter(result.result for result in script.results(backend, None, cases, 5))
         assert ends["failed"] == 0
         assert ends["passed"] >= 8
