@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from hal.backend import AttentionBackend, Bound
-from hal.backends.refuse import keep, mask, refuse, require
+from hal.backends import ascend_plans
+from hal.backends.ascend_cache import PAGE, paged, pages, writer
+from hal.backends.ascend_fused import V1, V2, fused, sparse
+from hal.backends.ascend_plans import Shares, Step
+from hal.backends.ascend_rules import REFUSALS, RULES, reasons
+from hal.backends.refuse import mask, refuse, require
 from hal.capabilities import HeadDims, PageSizes
 from hal.contract import VARLEN, WITH_KVCACHE
+from hal.graph import captures
 from hal.packages import Package
 
 if TYPE_CHECKING:
@@ -19,203 +23,245 @@ if TYPE_CHECKING:
     from hal.config import AttentionConfig
     from hal.platform import Platform
 
-_NOTHING: frozenset[str] = frozenset()
-# num_kv_heads * head_dim of a page's row in layout BnBsH; sequences in layout TND (op-plugin's document).
-_WIDEST, _LONGEST_LIST = 65535, 4096
-# NPUs with npu_fused_infer_attention_score: its document lists Atlas A2 and A3, op-plugin calls its V5 on 950.
-# On the others op-plugin lets the call through and CANN fails ("Ascend310P is not supported").
-_ARCHS = ("ascend910b", "ascend910c", "ascend950")
+# NPUs without the op: op-plugin lets the call through, and CANN fails.
 _MISSING = {"ascend310p": " but ops and a cache layout of its own",
             "ascend910a": ": its document lists Atlas A2 and A3 only"}
 
 
 def missing_op_reasons(name: str, arch: str | None) -> list[str]:
-    """Why an NPU outside _ARCHS can't run the op that both of Ascend's backends end in."""
+    """Why an NPU can't run the op that both of Ascend's backends end in."""
     if arch not in _MISSING:
         return []
-    return [f"arch {arch} has no npu_fused_infer_attention_score{_MISSING[arch]} ({name}: {', '.join(_ARCHS)})"]
+    return [f"arch {arch} has no npu_fused_infer_attention_score{_MISSING[arch]} ({name}: {RULES['arch']})"]
+
+
+def parallel_reasons(name: str, config: AttentionConfig) -> list[str]:
+    """A rank's tokens of a window are now one more, now one less, and pre_tokens is one number."""
+    if config.context_parallel_size > 1 and config.sliding_window is not None:
+        return [f"sliding_window {config.sliding_window} with context_parallel {config.context_parallel_size} is not "
+                f"supported ({name}: one of them)"]
+    return []
 
 
 class Ascend(AttentionBackend):
-    """npu_fused_infer_attention_score in layout TND over pages of 128 tokens; sparse_mode 3 is causal.
+    """npu_fused_infer_attention_score in layout TND, its version 2 with sinks; sparse_mode 3 is causal, 4 a window.
 
-    Left out on purpose, because the op would answer with other numbers or the reports contradict each other:
-    windows (is pre_tokens W or W - 1? vllm-ascend and SGLang differ), non-causal (vllm-ascend#13699: without
-    a mask TND gave uniform averages), softcap (the op has none), sinks (only
-    npu_fused_infer_attention_score_v2). """
+    Lengths go to the op as lists of the host, made once per step. An unpaged cache that is not full is packed in every
+    call: the op takes keys packed or paged.
+    """
 
     name = "ascend"
     # From 2.10.0 on npu_scatter_pa_kv_cache always has cache_mode; of the older ones only some post releases.
     packages = (Package("torch-npu", "torch_npu", "install torch_npu for this torch, and CANN", minimum="2.10.0",
                         metadata=("torch_npu",)),)
-    platforms = {"npu": _ARCHS}
-    head_dims = HeadDims(only=(64, 128, 192))
-    head_dim_pairs = ((192, 128),)
-    # Other sizes gave wrong numbers without an error (sglang#38196); 128 is what Huawei's document
-    # recommends.
-    page_sizes = PageSizes(128, only=(128,))
-    features = frozenset({"return_softmax_lse"})
-    # TND: "decode Sq per request <= 16" (vllm-ascend).
-    max_decode_query_len = 16
-    # SGLang captures it in NPUGraphs by updating the host lengths; HAL's adapter has no graph state yet.
-    refusals = {
-        "sliding_window": "vllm-ascend passes pre_tokens W and SGLang W - 1 to the same op: not certain which is right",
-        "non_causal": "it gave uniform averages and no error: vllm-ascend#13699",
-        "softcap": "the op has no such argument and would ignore it",
-        "sinks": "only npu_fused_infer_attention_score_v2 has them",
-    }
+    platforms = {"npu": RULES["arch"].limit}
+    dtypes = RULES["dtype"].limit
+    head_dims = HeadDims(only=RULES["head_dim"].limit)
+    head_dim_pairs = RULES["head_dim with head_dim_v"].limit
+    page_sizes = PageSizes(PAGE, only=RULES["page_size"].limit)
+    features = frozenset({"sliding_window", "sinks", "non_causal", "return_softmax_lse", "context_parallel"})
+    calls = frozenset({"unpaged", "packed_decode", "paged_varlen", "out"})
+    attention_types = ("decoder", "encoder", "encoder_only", "encoder_decoder")
+    max_decode_query_len = RULES["query tokens of a decoded sequence"].limit
+    graph_level = "uniform batch"
+    graph_padding_length = 1  # vllm-ascend 182b75ea pads with 1; 0 keys in a captured call are nowhere described
+    refusals = REFUSALS
     targets = {"prefill": "torch_npu.npu_fused_infer_attention_score",
                "decode": "torch_npu.npu_fused_infer_attention_score"}
-    sources = ("Ascend op-plugin, document of torch_npu.npu_fused_infer_attention_score",
-               "torch_npu 2.13.0, op schemas", "CANN ops-transformer (head dims of TND: 64, 128, 192)")
+    sources = ("Ascend op-plugin, documents of torch_npu.npu_fused_infer_attention_score, .._v2 and "
+               "npu_scatter_pa_kv_cache", "torch_npu 2.13.0, op schemas and npu/graphs.py",
+               "CANN ops-transformer (head dims of TND: 64, 128, 192)", "backends/ascend_rules.py, rule by rule")
+
+    @classmethod
+    def target(cls, phase: str, package: Package | None, config: AttentionConfig) -> str:
+        return cls.targets[phase] + "_v2" * config.sinks
 
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
-        reasons = missing_op_reasons(cls.name, platform.arch)
-        width = config.num_kv_heads * max(config.head_dim, config.v_dim)
-        if width > _WIDEST:
-            reasons.append(f"num_kv_heads * head_dim {width} is not supported (ascend: up to {_WIDEST})")
-        if config.num_heads > 256 or config.num_heads // config.num_kv_heads > 64:
-            reasons.append(f"num_heads {config.num_heads} with num_kv_heads {config.num_kv_heads} is not "
-                           "supported (ascend: up to 256 heads, up to 64 per KV head)")
-        return reasons
+        seen: dict[str, Any] = {
+            "num_heads": config.num_heads, "num_heads per KV head": config.num_heads // config.num_kv_heads,
+            "num_kv_heads * head_dim": config.num_kv_heads * max(config.head_dim, config.v_dim)}
+        if config.sinks:
+            seen |= {"sinks with dtype": config.dtype, "sinks with head_dim_v": config.v_dim}
+        return [*missing_op_reasons(cls.name, platform.arch), *reasons(cls.name, platform.arch, seen),
+                *parallel_reasons(cls.name, config)]
 
     @classmethod
     def bind(cls, config: AttentionConfig, platform: Platform, package: Package | None) -> Bound:
-        import torch_npu
-
-        run = _run(torch_npu.npu_fused_infer_attention_score, config, _causal_mask(platform.torch_device))
-        return Bound(_kvcache(run), _varlen(run))
+        attend = fused(V2 if config.sinks else V1, platform.torch_device)
+        return Bound(_kvcache(attend, config.scale, config.sinks),
+                     varlen(attend, config.scale, cls.name, config.sinks))
 
     @classmethod
     def write_kv_cache(cls, config: AttentionConfig) -> Callable[..., None]:
-        """Through npu_scatter_pa_kv_cache: k, v [num_tokens, Hkv, D(v)] in the cache's dtype."""
-        import torch_npu
-
-        def write_kv_cache(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
-                           k_scale: Any = None, v_scale: Any = None) -> None:
-            for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-                if scale is not None:
-                    raise ValueError(f"{name} is not supported (ascend: {name} None, its cache is not fp8)")
-            for name, new, cached in (("k", k, k_cache), ("v", v, v_cache)):
-                fits = new.shape[1:] == cached.shape[2:] and new.dtype == cached.dtype
-                if not fits or not cached.is_contiguous():
-                    raise ValueError(f"{name} {new.dtype} {tuple(new.shape)} does not fit its cache (ascend: "
-                                     f"contiguous, here {cached.dtype} {tuple(cached.shape)})")
-            # The op has no rule for -1 slots, so they are filtered, which costs a synchronisation.
-            keep_rows = slot_mapping >= 0
-            torch_npu.npu_scatter_pa_kv_cache(key=k[keep_rows], value=v[keep_rows], key_cache=k_cache,
-                                              value_cache=v_cache, slot_mapping=slot_mapping[keep_rows],
-                                              cache_mode="Norm")  # its default is another layout
-
-        return write_kv_cache
+        return writer(cls.name)
 
 
-@cache
-def _causal_mask(device: str) -> Tensor:
-    """The compressed mask that sparse modes 2, 3 and 4 read: 1 above the diagonal means masked out."""
+def _moved(x: Tensor, index: Tensor | None) -> Tensor:
+    return x.contiguous() if index is None else x.index_select(0, index)
+
+
+def run(attend: Callable[..., Any], step: Step, q: Tensor, k: Tensor, v: Tensor, kv_heads: int, scale: float,
+        lse: bool, table: Tensor | None, mask: tuple[bool, tuple[int, int]], **more: Any) -> tuple[Any, Any]:
+    """(out [T, Hq, Dv], lse [Hq, T] where it is asked for) of packed queries in their own order.
+
+    more: learnable_sink, or query_rope and key_rope, for a version of the op that has them.
+    """
+    sinks = more.get("learnable_sink")
+    if step.empty and not captures():  # nothing is launched: the op takes no empty keys
+        out = q.new_zeros(*q.shape[:2], v.shape[-1] // (1 if table is None else kv_heads))
+        softmax_lse = q.new_full((q.shape[1], q.shape[0]), float("-inf"), dtype=_float32())
+    else:
+        if step.order is not None and "query_rope" in more:
+            more["query_rope"] = more["query_rope"].index_select(0, step.order)
+        out, softmax_lse = attend(step, _moved(q, step.order), k, v, (q.shape[1], kv_heads), scale, lse,
+                                  **paged(table, step), **sparse(*mask), **more)
+        if step.back is not None:
+            out = out.index_select(0, step.back)
+            if lse:
+                softmax_lse = softmax_lse.index_select(1, step.back)
+    if lse and sinks is not None:  # a row without keys
+        softmax_lse = softmax_lse.where(softmax_lse > float("-inf"), sinks.float()[:, None])
+    return out, softmax_lse
+
+
+def _float32() -> Any:
     import torch
 
-    return torch.triu(torch.ones(2048, 2048, dtype=torch.int8, device=device), 1)
+    return torch.float32
 
 
-def _run(op: Callable[..., Any], config: AttentionConfig, atten_mask: Tensor) -> Callable[..., Any]:
-    """One TND call. q_ends: where each sequence ends, without the leading 0. kv_lens: per sequence."""
-    scale = config.scale
-
-    def run(q: Tensor, k: Tensor, v: Tensor, q_ends: list[int], kv_lens: list[int], page_table: Tensor | None,
-            softmax_scale: float | None, causal: bool, window_size: Any, lse: bool) -> Any:
-        causal, window = mask(causal, window_size)
-        q_lens = [end - start for start, end in zip([0, *q_ends], q_ends)]
-        if len(q_lens) > _LONGEST_LIST:
-            raise ValueError(f"cu_seqlens_q of {len(q_lens)} sequences is not supported "
-                             f"(ascend: up to {_LONGEST_LIST})")
-        if not causal and max(q_lens, default=0) > 1:
-            raise ValueError(f"causal False is not supported with {max(q_lens)} query tokens "
-                             "(ascend: causal True)")
-        if window != (-1, -1):
-            raise ValueError(f"window_size {tuple(window_size)} is not supported (ascend: (-1, -1))")
-        short = next(((n, m) for n, m in zip(q_lens, kv_lens) if m < n), None)
-        if short is not None:
-            raise ValueError(f"a sequence of {short[1]} keys for {short[0]} queries is not supported "
-                             "(ascend: at least as many keys; what rows without keys give is not documented)")
-        # Lengths of paged keys are per sequence, of packed keys cumulative.
-        lengths = kv_lens if page_table is not None else list(accumulate(kv_lens))
-        out, softmax_lse = op(
-            q, k, v, atten_mask=atten_mask, sparse_mode=3, input_layout="TND", actual_seq_lengths=q_ends,
-            actual_seq_lengths_kv=lengths, block_table=page_table, num_heads=q.shape[1],
-            num_key_value_heads=config.num_kv_heads, block_size=128 if page_table is not None else 0,
-            scale=scale if softmax_scale is None else softmax_scale, softmax_lse_flag=lse)
-        # LSE [total_q, Hq, 1], natural logarithm.
-        return (out, softmax_lse.squeeze(-1).transpose(0, 1)) if lse else out
-
-    return run
+def _check_sinks(name: str, sinks: Tensor | None, q: Tensor, served: bool) -> None:
+    if not served:  # version 1 of the op was bound
+        refuse(f"{name} without sinks in the config", WITH_KVCACHE, {"sinks": sinks})
+    if sinks is not None and (sinks.dtype != q.dtype or sinks.shape != q.shape[-2:-1]):
+        raise ValueError(f"sinks {sinks.dtype} {tuple(sinks.shape)} is not supported ({name}: {q.dtype} "
+                         f"({q.shape[-2]},), q's dtype and heads)")
 
 
-def _pages(name: str, pages: Tensor) -> Tensor:
-    """[num_pages, 128, Hkv * D]: a cache with the heads apart would be read as another layout."""
-    if pages.shape[1] != 128 or not pages.is_contiguous():
-        raise ValueError(f"{name} {tuple(pages.shape)} with strides {pages.stride()} is not supported "
-                         "(ascend: contiguous [num_pages, 128, num_kv_heads, head_dim])")
-    return pages.view(pages.shape[0], 128, -1)
+def _sinks(sinks: Tensor | None, with_sinks: bool) -> dict[str, Any]:
+    return {"learnable_sink": sinks} if with_sinks else {}
 
 
-def _kvcache(run: Callable[..., Any]) -> Callable[..., Any]:
-    def flash_attn_with_kvcache(q: Any, k_cache: Any, v_cache: Any, *, cache_seqlens: Any = None,
-                                page_table: Any = None, cu_seqlens_q: Any = None,
+def shares(causal: bool, world: int, rank: int, totals: Tensor | None, name: str, most: int | None = None) -> Shares:
+    if world > 1:
+        if totals is None:
+            raise ValueError(f"cp_world_size {world} is not supported without cp_tot_seqused_k ({name}: both)")
+        if not 0 <= rank < world:
+            raise ValueError(f"cp_rank {rank} is not supported ({name} with cp_world_size {world}: 0 to {world - 1})")
+    elif rank or totals is not None:
+        refuse(f"{name} with cp_world_size 1", WITH_KVCACHE, {"cp_rank": rank, "cp_tot_seqused_k": totals})
+    return Shares(causal, most, world, rank)
+
+
+def _kvcache(attend: Callable[..., Any], scale: float, with_sinks: bool) -> Callable[..., Any]:
+    cached = ascend_plans.cached("ascend")
+
+    def flash_attn_with_kvcache(q: Any, k_cache: Any, v_cache: Any, k: Any = None, v: Any = None, *,
+                                cache_seqlens: Any = None, page_table: Any = None, cu_seqlens_q: Any = None,
                                 max_seqlen_q: int | None = None, softmax_scale: float | None = None,
                                 causal: bool = False, window_size: Any = (-1, -1),
-                                return_softmax_lse: bool = False, **given: Any) -> Any:
-        keep(_NOTHING, "ascend", WITH_KVCACHE, given)
-        require("ascend", "by flash_attn_with_kvcache", page_table=page_table, cache_seqlens=cache_seqlens)
-        batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-        # The op takes lengths from the host: a copy per call for now, which the forward context will share.
-        kv_lens = [cache_seqlens] * batch if isinstance(cache_seqlens, int) else cache_seqlens.tolist()
-        if cu_seqlens_q is not None:
-            q_ends, packed = cu_seqlens_q[1:].tolist(), q
-        else:
-            q_ends, packed = [q.shape[1] * (i + 1) for i in range(batch)], q.reshape(-1, *q.shape[2:])
-        _check_longest(max_seqlen_q, q_ends)
-        result = run(packed, _pages("k_cache", k_cache), _pages("v_cache", v_cache), q_ends, kv_lens,
-                     page_table, softmax_scale, causal, window_size, return_softmax_lse)
-        if cu_seqlens_q is not None:
-            return result
-        if not return_softmax_lse:
-            return result.view(*q.shape[:-1], -1)
-        lse = result[1].reshape(-1, batch, q.shape[1]).transpose(0, 1)
-        return result[0].view(*q.shape[:-1], -1), lse
+                                return_softmax_lse: bool = False, sinks: Any = None, out: Any = None,
+                                cp_world_size: int = 1, cp_rank: int = 0, cp_tot_seqused_k: Any = None,
+                                **given: Any) -> Any:
+        refuse("ascend", WITH_KVCACHE, {"k": k, "v": v, **given})
+        causal, window = mask(causal, window_size)
+        how = shares(causal, cp_world_size, cp_rank, cp_tot_seqused_k, "ascend")
+        _check_window(how, window)
+        _check_sinks("ascend", sinks, q, with_sinks)
+        check_out("ascend", q, v_cache.shape[-1], out)
+        kv_heads = k_cache.shape[-2]
+        packed = q.reshape(-1, *q.shape[-2:])
+        batch, len_q = (q.shape[0], q.shape[1]) if cu_seqlens_q is None else (cu_seqlens_q.shape[0] - 1, 0)
+        width = k_cache.shape[1] if page_table is None else page_table.shape[1] * PAGE
+        if page_table is not None:
+            require("ascend", "with page_table", cache_seqlens=cache_seqlens)
+            k, v = pages("ascend", "k_cache", k_cache), pages("ascend", "v_cache", v_cache)
+        elif k_cache.shape[0] != batch:
+            raise ValueError(f"k_cache with {k_cache.shape[0]} sequences is not supported (ascend without page_table: "
+                             f"{batch}, as q)")
+        if not packed.numel():
+            return shaped(q, cu_seqlens_q, packed.new_zeros(*packed.shape[:2], v_cache.shape[-1]), None, out,
+                          return_softmax_lse)
+        step = cached(q.device, (cache_seqlens, cu_seqlens_q, cp_tot_seqused_k,
+                                 page_table if cp_world_size > 1 else None),
+                      (batch, len_q, packed.shape[0], max_seqlen_q, width, page_table is not None, how))
+        if page_table is None:
+            k, v = (_moved(x.reshape(-1, *x.shape[2:]), step.source) for x in (k_cache, v_cache))
+        result, lse = run(attend, step, packed, k, v, kv_heads, scale if softmax_scale is None else softmax_scale,
+                          return_softmax_lse, page_table, (causal, window), **_sinks(sinks, with_sinks))
+        return shaped(q, cu_seqlens_q, result, lse, out, return_softmax_lse)
 
     return flash_attn_with_kvcache
 
 
-def _varlen(run: Callable[..., Any]) -> Callable[..., Any]:
+def _check_window(how: Shares, window: tuple[int, int]) -> None:
+    if how.world > 1 and window != (-1, -1):
+        raise ValueError(f"window_size {window} is not supported (ascend with cp_world_size {how.world}: (-1, -1))")
+
+
+def check_out(name: str, q: Tensor, head_dim_v: int, out: Any) -> None:
+    """Raise ValueError for an `out` that the result could not be copied to as it is."""
+    shape = (*q.shape[:-1], head_dim_v)
+    if out is not None and (out.shape != shape or out.dtype != q.dtype or out.device != q.device):
+        raise ValueError(f"out {out.dtype} {tuple(out.shape)} on {out.device} is not supported ({name}: {q.dtype} "
+                         f"{shape} on {q.device}, as q)")
+
+
+def shaped(q: Tensor, cu_seqlens_q: Any, result: Tensor, lse: Tensor | None, out: Any, with_lse: bool) -> Any:
+    """The op's packed results in the form of the call. lse None: there are no queries, or it is not asked for."""
+    result = result.view(*q.shape[:-1], result.shape[-1])
+    if out is not None:  # the op writes to memory of its own
+        result = out.copy_(result)
+    if not with_lse:
+        return result
+    if lse is None:
+        lse = q.new_zeros(q.shape[-2], 0, dtype=_float32())
+    return result, lse if cu_seqlens_q is not None else lse.reshape(-1, *q.shape[:2]).transpose(0, 1)
+
+
+def varlen(attend: Callable[..., Any], scale: float | None, name: str, with_sinks: bool) -> Callable[..., Any]:
+    """flash_attn_varlen_func over packed keys, or pages."""
+    packed, cached = ascend_plans.packed(name), ascend_plans.cached(name)
+
     def flash_attn_varlen_func(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any = None,
                                max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, *,
                                seqused_k: Any = None, page_table: Any = None,
                                softmax_scale: float | None = None, causal: bool = False,
                                window_size: Any = (-1, -1), return_attn_probs: bool = False,
-                               return_softmax_lse: bool = False, **given: Any) -> Any:
-        keep(_NOTHING, "ascend", VARLEN, given)
-        q_ends = cu_seqlens_q[1:].tolist()
-        _check_longest(max_seqlen_q, q_ends)
+                               return_softmax_lse: bool = False, sinks: Any = None, out: Any = None,
+                               cp_world_size: int = 1, cp_rank: int = 0, cp_tot_seqused_k: Any = None,
+                               **given: Any) -> Any:
+        refuse(name, VARLEN, given)
+        causal, window = mask(causal, window_size)
+        how = shares(causal, cp_world_size, cp_rank, cp_tot_seqused_k, name)
+        _check_window(how, window)
+        _check_sinks(name, sinks, q, with_sinks)
+        check_out(name, q, v.shape[-1], out)
+        with_lse = return_attn_probs or return_softmax_lse
+        kv_heads, head_dim_v = k.shape[-2], v.shape[-1]
+        if softmax_scale is None:  # the config's, or without one (MLA) that of these keys
+            softmax_scale = scale if scale is not None else float(q.shape[-1] ** -0.5)
         if page_table is not None:
-            refuse("ascend with page_table", VARLEN, {"cu_seqlens_k": cu_seqlens_k})
-            require("ascend", "with page_table", seqused_k=seqused_k)
-            k, v, kv_lens = _pages("k", k), _pages("v", v), seqused_k.tolist()
+            refuse(f"{name} with page_table", VARLEN, {"cu_seqlens_k": cu_seqlens_k})
+            require(name, "with page_table", seqused_k=seqused_k)
+            k, v = pages(name, "k", k), pages(name, "v", v)
         else:
-            refuse("ascend without page_table", VARLEN, {"seqused_k": seqused_k})
-            require("ascend", "without page_table", cu_seqlens_k=cu_seqlens_k)
-            kv_lens = cu_seqlens_k.diff().tolist()
-            _check_longest(max_seqlen_k, cu_seqlens_k[1:].tolist(), "max_seqlen_k")
-        return run(q, k, v, q_ends, kv_lens, page_table, softmax_scale, causal, window_size,
-                   return_attn_probs or return_softmax_lse)
+            refuse(f"{name} without page_table", VARLEN, {"seqused_k": seqused_k})
+            require(name, "without page_table", cu_seqlens_k=cu_seqlens_k)
+        if not q.numel():
+            return shaped(q, cu_seqlens_q, q.new_zeros(*q.shape[:2], head_dim_v), None, out, with_lse)
+        if page_table is not None:
+            step = cached(q.device, (seqused_k, cu_seqlens_q, cp_tot_seqused_k,
+                                     page_table if cp_world_size > 1 else None),
+                          (cu_seqlens_q.shape[0] - 1, 0, q.shape[0], max_seqlen_q, page_table.shape[1] * PAGE, True,
+                           how))
+        else:
+            step = packed(q.device, (cu_seqlens_q, cu_seqlens_k, cp_tot_seqused_k),
+                          (q.shape[0], k.shape[0], max_seqlen_q, max_seqlen_k, how))
+            k, v = _moved(k, step.source), _moved(v, step.source)
+        result, lse = run(attend, step, q, k, v, kv_heads, softmax_scale, with_lse, page_table, (causal, window),
+                          **_sinks(sinks, with_sinks))
+        return shaped(q, cu_seqlens_q, result, lse, out, with_lse)
 
     return flash_attn_varlen_func
-
-
-def _check_longest(longest: int | None, ends: list[int], name: str = "max_seqlen_q") -> None:
-    # The op takes no such argument, so it can only be wrong.
-    seen = max((end - start for start, end in zip([0, *ends], ends)), default=0)
-    if longest is not None and longest < seen:
-        raise ValueError(f"{name} {longest} is not supported for this call (ascend: at least {seen}, the "
-                         "longest sequence)")

@@ -2,72 +2,152 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from hal.backend import AttentionBackend
-from hal.backends.ascend import Ascend, missing_op_reasons
+from hal.backend import AttentionBackend, Bound
+from hal.backends import ascend_plans
+from hal.backends.ascend import Ascend, check_out, missing_op_reasons, run, shaped, shares, varlen
+from hal.backends.ascend_cache import PAGE, pages, writer
+from hal.backends.ascend_fused import V1, V2, fused
+from hal.backends.ascend_rules import RULES, reasons
 from hal.backends.layouts import MLA_APART
+from hal.backends.refuse import refuse, require
 from hal.capabilities import PageSizes
+from hal.contract import VARLEN, WITH_KVCACHE
 
 if TYPE_CHECKING:
     from hal.config import AttentionConfig
+    from hal.packages import Package
     from hal.platform import Platform
 
-# Query heads over the latent head, from the op's document (CANN before the second half of 2026; newer ones take any:
-# vllm-ascend#15558). vllm-ascend pads to these; SGLang sends fewer than 8 to _npu_paged_attention_mla, which copies
-# the whole cache in every layer, so the document wins.
-_HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
+_ROPE, _LATENT = 64, 512
+_HEADS: tuple[int, ...] = RULES["num_heads of absorbed MLA"].limit
 
 
 class AscendMLA(AttentionBackend):
-    """Prefill: npu_fused_infer_attention_score in TND with query_rope and key_rope (128 + 64, v 128), sparse_mode 3.
+    """Prefill over expanded keys: npu_fused_infer_attention_score in TND with K 192 and V 128, which needs no split of
+    the rope part. A chunked context is calls without causal, merged by their LSE.
 
-    Decode: its version 2, absorbed (512 + 64), over pages of 128 tokens; version 1's document excludes the LSE for
-    512. Partial results merge through npu_attention_update. bfloat16 only: TND with rope takes nothing else, and
-    vllm-ascend converts float16 there and back (mla_v1.py, need_dtype_convert).
+    Absorbed (decode and extend): its version 2 with query_rope and key_rope (512 + 64), over pages of 128 tokens;
+    version 1's document excludes the LSE for 512. Heads are padded to a power of two, and queries go in rows of up to
+    16 tokens, or of one where they see the same keys: sparse_mode 3 alone is described for 512.
     """
 
     name = "ascend_mla"
     packages = Ascend.packages
     platforms = Ascend.platforms
-    dtypes = ("bfloat16",)
-    head_dim_pairs = ((576, 512),)
-    page_sizes = PageSizes(128, only=(128,))  # vllm-ascend's only size; the op: multiples of 16 up to 1024
-    features = frozenset({"mla", "return_softmax_lse", "context_parallel"})
+    dtypes = RULES["dtype of MLA"].limit
+    head_dim_pairs = ((_LATENT + _ROPE, _LATENT),)
+    page_sizes = PageSizes(PAGE, only=RULES["page_size"].limit)
+    features = frozenset({"mla", "non_causal", "return_softmax_lse", "context_parallel"})
+    calls = frozenset({"packed_decode", "out"})
     requires = frozenset({"mla"})
-    mla_prefill = ((192, 128),)
+    mla_prefill = (*Ascend.head_dim_pairs, (128, 128))
     refusals = {**Ascend.refusals,
                 "sliding_window": "with absorbed MLA the op takes sparse modes 0, 3 and 4 without saying what 4 means",
                 "sinks": "learnable_sink is not for absorbed MLA decode",
                 "sparse": "npu_sparse_flash_attention has it, which is not this backend's op"}
-    max_decode_query_len = 16  # vllm-ascend asserts it: the limit of TND in decode
+    max_decode_query_len = Ascend.max_decode_query_len
     # Two buffers, latent and rope, each contiguous: what memory_pool_npu.py and vllm-ascend allocate.
     kv_layout = MLA_APART
     graph_level = "uniform batch"  # AscendMLAMetadataBuilder.get_cudagraph_support
-    adapter = False
+    graph_padding_length = Ascend.graph_padding_length
     targets = {"prefill": "torch_npu.npu_fused_infer_attention_score",
                "decode": "torch_npu.npu_fused_infer_attention_score_v2"}
     sources = ("Ascend op-plugin, documents of torch_npu.npu_fused_infer_attention_score and _v2",
                "torch_npu 2.13.0, op schemas", "vllm-ascend 182b75ea, vllm_ascend/attention/mla_v1.py",
-               "vllm-ascend 182b75ea, attention/context_parallel/mla_cp.py", "SGLang 0.5.23, ascend_backend.py")
-
-    @classmethod
-    def _expands(cls, config: AttentionConfig, phase: str) -> bool:
-        return config.mla is not None and phase == "prefill"
+               "vllm-ascend 182b75ea, attention/context_parallel/mla_cp.py", "SGLang 0.5.23, ascend_backend.py",
+               "backends/ascend_rules.py, rule by rule")
 
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
-        reasons = missing_op_reasons(cls.name, platform.arch)
+        found = missing_op_reasons(cls.name, platform.arch)
         if config.mla is None:
-            return reasons
+            return found
         if platform.arch == "ascend310p":
-            reasons.append("arch ascend310p has no MLA in vllm-ascend 182b75ea either (ascend_mla: "
-                           f"{', '.join(cls.platforms['npu'])})")
-        if config.num_heads not in _HEADS:
-            reasons.append(f"num_heads {config.num_heads} is not supported (ascend_mla: "
-                           f"{', '.join(map(str, _HEADS))})")
-        if phase == "decode" and config.context_parallel_size > 1 and config.max_decode_query_len > 1:
-            reasons.append(f"max_decode_query_len {config.max_decode_query_len} with context_parallel "
-                           f"{config.context_parallel_size} is not supported (ascend_mla: 1; no mask of the op knows "
-                           "which tokens a rank holds)")
-        return reasons
+            found.append("arch ascend310p has no MLA in vllm-ascend 182b75ea either (ascend_mla: "
+                         f"{', '.join(cls.platforms['npu'])})")
+        # Prefill serves both forms: expanded keys, and absorbed ones where there is a cached prefix.
+        found += cls._expanded_reasons(config) if phase == "prefill" else []
+        return [*found, *reasons(cls.name, platform.arch, {"num_heads of absorbed MLA": padded(config.num_heads)})]
+
+    @classmethod
+    def bind(cls, config: AttentionConfig, platform: Platform, package: Package | None) -> Bound:
+        device = platform.torch_device
+        return Bound(_absorbed(fused(V2, device), config.softmax_scale),
+                     _expanded(varlen(fused(V1, device), config.softmax_scale, cls.name, False)))
+
+    @classmethod
+    def write_kv_cache(cls, config: AttentionConfig) -> Callable[..., None]:
+        return writer(cls.name)
+
+
+def padded(num_heads: int) -> int:
+    """The next number of heads that the op takes; num_heads itself above them all."""
+    return next((heads for heads in _HEADS if heads >= num_heads), num_heads)
+
+
+def _absorbed(attend: Callable[..., Any], scale: float | None) -> Callable[..., Any]:
+    import torch
+
+    cached = ascend_plans.cached("ascend_mla")
+
+    def flash_attn_with_kvcache(q: Any, k_cache: Any, v_cache: Any, k: Any = None, v: Any = None, qv: Any = None, *,
+                                cache_seqlens: Any = None, page_table: Any = None, cu_seqlens_q: Any = None,
+                                max_seqlen_q: int | None = None, softmax_scale: float | None = None,
+                                causal: bool = False, window_size: Any = (-1, -1), out: Any = None,
+                                return_softmax_lse: bool = False, cp_world_size: int = 1, cp_rank: int = 0,
+                                cp_tot_seqused_k: Any = None, **given: Any) -> Any:
+        refuse("ascend_mla", WITH_KVCACHE, {"k": k, "v": v, **given})
+        causal = _causal(causal, window_size)
+        require("ascend_mla", "for absorbed MLA", qv=qv, page_table=page_table, cache_seqlens=cache_seqlens)
+        softmax_scale = scale if softmax_scale is None else softmax_scale
+        if softmax_scale is None:
+            raise ValueError("softmax_scale None is not supported with qv (ascend_mla: a number, in the call or in the "
+                             "config: (64 + 512) ** -0.5 is no model's)")
+        for argument, x, width in (("q", q, _ROPE), ("qv", qv, _LATENT), ("k_cache", k_cache, _ROPE),
+                                   ("v_cache", v_cache, _LATENT)):
+            if x.shape[-1] != width:
+                raise ValueError(f"{argument} with last dimension {x.shape[-1]} is not supported (ascend_mla: {width})")
+        check_out("ascend_mla", qv, _LATENT, out)
+        rope, latent = pages("ascend_mla", "k_cache", k_cache), pages("ascend_mla", "v_cache", v_cache)
+        how = shares(causal, cp_world_size, cp_rank, cp_tot_seqused_k, "ascend_mla",
+                     Ascend.max_decode_query_len if causal else 1)
+        batch, len_q = (q.shape[0], q.shape[1]) if cu_seqlens_q is None else (cu_seqlens_q.shape[0] - 1, 0)
+        heads = q.shape[-2]
+        q, query = (x.reshape(-1, *x.shape[-2:]) for x in (q, qv))
+        if not q.numel():
+            return shaped(qv, cu_seqlens_q, query.new_zeros(query.shape), None, out, return_softmax_lse)
+        step = cached(q.device, (cache_seqlens, cu_seqlens_q, cp_tot_seqused_k, page_table),
+                      (batch, len_q, q.shape[0], max_seqlen_q, page_table.shape[1] * PAGE, True, how))
+        missing = padded(heads) - heads
+        if missing:
+            q, query = (torch.nn.functional.pad(x, (0, 0, 0, missing)) for x in (q, query))
+        result, lse = run(attend, step, query, latent, latent, 1, softmax_scale, return_softmax_lse, page_table,
+                          (True, (-1, -1)), query_rope=q.contiguous(), key_rope=rope)
+        if missing:
+            result, lse = result[:, :heads], lse[:heads] if return_softmax_lse else None
+        return shaped(qv, cu_seqlens_q, result, lse, out, return_softmax_lse)
+
+    return flash_attn_with_kvcache
+
+
+def _causal(causal: bool, window_size: Any) -> bool:
+    """There is no window: (-1, 0) is causal, every other bound is refused."""
+    left, right = window_size
+    if left != -1 or right not in (-1, 0):
+        refuse("ascend_mla", WITH_KVCACHE, {"window_size": (left, right)})
+    return causal or right == 0
+
+
+def _expanded(dense: Callable[..., Any]) -> Callable[..., Any]:
+    """The dense varlen function for expanded keys; the cache holds latent ones, which it can't read."""
+
+    def flash_attn_varlen_func(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any = None,
+                               *more: Any, page_table: Any = None, window_size: Any = (-1, -1),
+                               causal: bool = False, **given: Any) -> Any:
+        refuse("ascend_mla", VARLEN, {"page_table": page_table})
+        return dense(q, k, v, cu_seqlens_q, cu_seqlens_k, *more, causal=_causal(causal, window_size), **given)
+
+    return flash_attn_varlen_func

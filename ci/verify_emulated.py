@@ -1,9 +1,10 @@
 """verify_emulated.py BACKEND [--arch ARCH] [--quick] [--case TEXT] [--seed N] [--json FILE]: the conformance grid
 against an emulator of the vendor's package.
 
-The emulators and their devices stand in EMULATED below. The whole grid leaves a record,
-docs/evidence/emulated-BACKEND-KIND-ARCH.json, which proves the level "emulated" for the code as it is now; --quick and
---case leave none unless --json says where.
+The emulators and their devices stand in EMULATED below; --arch is for backends that have several there. Ascend's run
+the real torch_npu over the fake NPU of tests/fake_npu, so with the Python that ci/env_npu.sh makes (.venv-npu). The
+whole grid leaves a record, docs/evidence/emulated-BACKEND-KIND-ARCH.json, which proves the level "emulated" for the
+code as it is now; --quick and --case leave none unless --json says where.
 Exit codes: 0 passed, 1 something failed or is unproven, 2 a wrong argument.
 """
 
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -65,8 +68,18 @@ def _cuda(*packages: str) -> Callable[[str], AbstractContextManager[Any]]:
     return open_machine
 
 
+# Arch -> the SoC of tests/fake_npu that stands for it.
+SOCS = {"ascend910b": "910b1", "ascend910c": "910_9391", "ascend950": "950"}
+
+
+def _fake_npu(arch: str) -> AbstractContextManager[Any]:
+    """The fake NPU of this process (main() starts a process that has one); its log is cut to a length of its own."""
+    return nullcontext(SimpleNamespace(calls=[]))
+
+
 # Version 3's providers at once: what one refuses (sinks, context parallelism) the next serves.
 _THREE = ("tests/emulators/flash_attn_3.py", "cuda", ("sm90",), _cuda("flash-attn-3", "sglang-kernel", "vllm"))
+_NPU = ("tests/fake_npu/fused_infer.py", "npu", tuple(SOCS), _fake_npu)
 _MATE = ("tests/emulators/mate.py", "musa", ("mp31",), _mate)
 EMULATED = {
     "mate": Emulated(*_MATE),
@@ -77,6 +90,8 @@ EMULATED = {
                              _cuda("flash-attn-4")),
     "flash_attn_diffkv": Emulated(*_THREE),
     "flash_attn_mla": Emulated(*_THREE),
+    "ascend": Emulated(*_NPU),
+    "ascend_mla": Emulated(*_NPU),
 }
 
 
@@ -118,6 +133,20 @@ def run(backend: str, arch: str, quick: bool, text: str, seed: int, jobs: int) -
     return {**made, "emulator": row.emulator, "command": command}
 
 
+def on_fake_npu(arch: str) -> None:
+    """Start this command again in a process that has the fake NPU; returns there."""
+    if "FAKE_NPU_SOC" in os.environ:
+        return
+    from fake_npu import start
+    from fake_npu.build import BuildError
+
+    try:
+        environ = start(SOCS[arch], devices=1)
+    except (BuildError, ImportError) as error:
+        raise SystemExit(f"verify_emulated.py: {error} (ci/env_npu.sh makes .venv-npu)") from error
+    os.execvpe(sys.executable, [sys.executable, *sys.argv], environ)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backend", choices=EMULATED)
@@ -136,6 +165,8 @@ def main() -> int:
     arch = args.arch or row.archs[0]
     if arch not in row.archs:
         parser.error(f"--arch {arch}: {args.backend} is emulated on {', '.join(row.archs)}")
+    if row.kind == "npu":
+        on_fake_npu(arch)
     made = run(args.backend, arch, args.quick, args.case, args.seed, args.jobs)
     where = row.platform(arch)
     target = args.json

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -85,15 +85,21 @@ class Epoch:
             self._declared = {identity(tensor): name for name, tensor in self.tensors.items()}
         return self._declared
 
-    def host(self, lengths: Any, key: Identity) -> tuple[int, ...]:
-        """The values of a tensor of this epoch, copied from the device the first time unless they were given."""
+    def fetch(self, lengths: Mapping[Identity, Any]) -> dict[Identity, tuple[int, ...]]:
+        """The values of tensors of this epoch by identity: given, copied before, or copied now in one go."""
         if self.hosts is None:
             self.hosts = {identity(self.tensors[name]): copy for name, copy in self.copies.items()}
-        if key not in self.hosts:
-            self.hosts[key] = tuple(lengths.tolist())
-            self.kept.append(lengths)  # so that no other tensor gets its address
-            self.freeze("a length tensor", lengths)
-        return self.hosts[key]
+        missing = {key: tensor for key, tensor in lengths.items() if key not in self.hosts}
+        if missing:
+            # A copy waits for the device: the context's other lengths come along, so that no call waits again.
+            own = {} if _on_host(missing) else {
+                key: self.tensors[name] for key, name in self.declared.items() if name in LENGTHS}
+            missing |= {key: tensor for key, tensor in own.items() if key not in self.hosts}
+            self.hosts |= zip(missing, _copied(list(missing.values())))
+            for tensor in missing.values():
+                self.kept.append(tensor)  # so that no other tensor gets its address
+                self.freeze("a length tensor", tensor)
+        return self.hosts
 
     def freeze(self, name: str, tensor: Any) -> None:
         """Remember the content of a tensor, to be held to it."""
@@ -285,21 +291,46 @@ def _open(context: ForwardContext) -> Epoch:
 
 
 def host(lengths: Tensor) -> tuple[int, ...]:
-    """The values of a 1-D length tensor on the host: copied at most once per epoch, by whoever asks first.
+    """The values of a 1-D length tensor on the host: see hosts()."""
+    return hosts(lengths)[0]
 
-    Outside any context it is a plain copy. On an accelerator a copy waits for the device.
+
+def hosts(*lengths: Tensor) -> tuple[tuple[int, ...], ...]:
+    """The values of 1-D length tensors on the host: each copied at most once per epoch, by whoever asks first.
+
+    On an accelerator a copy waits for the device, so one copy brings all that are missing, and every other length of
+    the context beside them. Outside any context it brings these.
     Raises RuntimeError inside a graph's capture, where a number would be baked in.
     """
     context = STATE.current
     if context is None:
-        return tuple(lengths.tolist())
-    key = identity(lengths)
-    epoch = owner(context, (key,))
+        return tuple(_copied(lengths))
+    keys = tuple([identity(length) for length in lengths])
+    epoch = owner(context, keys)
     if epoch.graph == "capture":
-        raise RuntimeError(f"lengths of {len(lengths)} were asked for on the host inside a capture: a graph would keep "
-                           "these numbers for ever; the backend's graph level can't be what it declares")
+        raise RuntimeError(f"lengths of {len(lengths[0])} were asked for on the host inside a capture: a graph would "
+                           "keep these numbers for ever; the backend's graph level can't be what it declares")
     epoch.verify()
-    return epoch.host(lengths, key)
+    found = epoch.fetch(dict(zip(keys, lengths)))
+    return tuple([found[key] for key in keys])
+
+
+def _on_host(lengths: Mapping[Identity, Any]) -> bool:
+    return all(tensor.device.type == "cpu" for tensor in lengths.values())
+
+
+def _copied(lengths: Sequence[Any]) -> list[tuple[int, ...]]:
+    """The values of tensors of one device, in one copy where that is not the host."""
+    if len(lengths) < 2 or lengths[0].device.type == "cpu":
+        return [tuple(tensor.tolist()) for tensor in lengths]
+    import torch
+
+    wide = torch.int64 if len({tensor.dtype for tensor in lengths}) > 1 else lengths[0].dtype
+    values, found = torch.cat([tensor.to(wide) for tensor in lengths]).tolist(), []
+    for tensor in lengths:
+        found.append(tuple(values[:len(tensor)]))
+        del values[:len(tensor)]
+    return found
 
 
 def bound(name: str, lengths: Any) -> int | None:

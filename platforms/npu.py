@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from hal.platform import Probe, ask_devices, known_devices
@@ -22,9 +23,9 @@ LACKS = {"ascend910a": ("bfloat16",), "ascend310p": ("bfloat16",)}
 
 
 # SGLang 0.5.23 forces "ascend" for everything (hardware_backend/npu/utils.py); vllm-ascend 182b75ea looks up one
-# class for dense and one for MLA (platform.py, get_attn_backend_cls). On ascend910a and ascend310p their ops do not
-# exist: both backends keep their place for their reasons, and the portable floor serves. vllm-ascend's own ops for
-# 310P (_npu_paged_attention over a cache of 16-wide tiles) are no backend here yet, nor are HAL's Triton kernels.
+# class for dense and one for MLA (platform.py, get_attn_backend_cls). On ascend910a and ascend310p their op does not
+# exist: both backends keep their place for their reasons, and the portable floor serves. HAL's Triton kernels are no
+# backend here yet.
 _DENSE = ("ascend", "torch")
 _MLA = ("ascend_mla", "torch")
 
@@ -54,7 +55,10 @@ def devices() -> Probe:
     import torch_npu
 
     if not torch.npu.is_available():
-        return Probe((), "torch.npu.is_available() is False: is the NPU driver loaded?")
+        visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
+        why = "is the NPU driver loaded?" if visible is None else (
+            f"ASCEND_RT_VISIBLE_DEVICES={visible} names no device that is here, or the NPU driver is not loaded")
+        return Probe((), f"torch.npu.is_available() is False: {why}")
     # One number for all: a machine's NPUs are of one kind.
     soc = torch_npu.npu.utils.get_soc_version()
     arch = next((name for low, high, name in _SOC if low <= soc <= high), f"SoC {soc}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+import unittest.mock
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -55,10 +56,11 @@ ADAPTERS = {
     "mate": Adapter("mate", "mate.mha_interface", "musa:mp31", 64, ({}, _SINKS)),
     "mate_mla": Adapter("mate_mla", "mate.mha_interface", "musa:mp31", 64, _ABSORBED),
     "aiter": Adapter("aiter", "aiter.ops.mha", "rocm:gfx942", 16),
-    "ascend": Adapter("ascend", "torch_npu", "npu:ascend910b", 128),
+    "ascend": Adapter("ascend", "torch_npu", "npu:ascend910b", 128, ({}, _SINKS)),
+    "ascend_mla": Adapter("ascend_mla", "torch_npu", "npu:ascend910b", 128, _ABSORBED),
 }
 # Adapters of absorbed MLA take other tensors than the calls below: latent_call makes theirs.
-LATENT = ("mate_mla", "mla", "mla_sglang", "mla_vllm")
+LATENT = ("mate_mla", "mla", "mla_sglang", "mla_vllm", "ascend_mla")
 DENSE = tuple(name for name in ADAPTERS if name not in LATENT)
 # What a vendor calls once a step, before the attention.
 _PLANS = ("get_scheduler_metadata",)
@@ -78,9 +80,13 @@ class Recorder:
         self._module = module
         release = release or claimed(package)[-1]
         bare = Vendor(package.distribution, release)
-        mine = [name for name in bare.functions if name.rpartition(".")[0] == module]
+        own = {name: name.removeprefix(f"{module}.") for name in bare.functions if name.startswith(f"{module}.")}
         self.vendor = Vendor(package.distribution, release,
-                             {name: functools.partial(_answer, module, name.rpartition(".")[2]) for name in mine})
+                             {name: functools.partial(_answer, module, last) for name, last in own.items()
+                              if "." not in last or last.endswith(".out")})
+        if module == "torch_npu":
+            self.vendor.modules[module].npu = types.SimpleNamespace(  # type: ignore[attr-defined]
+                is_current_stream_capturing=lambda: False)
 
     @property
     def module(self) -> types.ModuleType:
@@ -95,11 +101,14 @@ class Recorder:
 
 def _answer(module: str, function: str, a: types.SimpleNamespace) -> Any:
     """The vendor's results: kvcache of FlashAttention 3 and MATE adds two, varlen of 2 one; +inf: no keys."""
-    if function == "npu_scatter_pa_kv_cache":
+    if function == "npu_scatter_pa_kv_cache" or function.endswith(".out"):
         return None
+    if function.endswith("_get_max_workspace"):
+        return torch.zeros(1)
     if module == "torch_npu":
-        q = a.query
-        return torch.zeros(*q.shape[:2], D), torch.zeros(*q.shape[:2], 1) if a.softmax_lse_flag else torch.empty(0)
+        q, lse = a.query, getattr(a, "softmax_lse_flag", False) or getattr(a, "return_softmax_lse", False)
+        width = a.value.shape[-1] // (1 if a.block_table is None else a.num_key_value_heads)
+        return torch.zeros(*q.shape[:2], width), torch.zeros(*q.shape[:2], 1) if lse else torch.empty(0)
     if function == "get_scheduler_metadata":
         return torch.zeros(4 * a.batch_size, dtype=torch.int32)
     q, given = a.q, vars(a)
@@ -148,10 +157,14 @@ def paged_varlen_call(adapter: str, **more: Any) -> dict[str, Any]:
             "max_seqlen_k": None, "seqused_k": ints(5, 7), "page_table": call["page_table"], **more}
 
 
-def latent_call(**more: Any) -> dict[str, Any]:
-    """A paged decode call over absorbed MLA: q is the rope part, the caches are two views of one tensor."""
-    joint = torch.zeros(8, 64, 1, 576)
-    call = {**kvcache_call("mate_mla"), "k_cache": joint[..., 512:], "v_cache": joint[..., :512], **more}
+def latent_call(adapter: str = "mate_mla", **more: Any) -> dict[str, Any]:
+    """A paged decode call over absorbed MLA: q is the rope part, the caches are two views of one tensor, or (Ascend)
+    two tensors."""
+    joint = torch.zeros(8, ADAPTERS[adapter].page_size, 1, 576)
+    rope, latent = joint[..., 512:], joint[..., :512]
+    if adapter == "ascend_mla":
+        rope, latent = rope.contiguous(), latent.contiguous()
+    call = {**kvcache_call(adapter), "k_cache": rope, "v_cache": latent, **more}
     call["q"] = call["q"][..., :64]
     call |= {name: call[name][..., :1, :1].expand(-1, -1, 1, dim) for name, dim in (("k", 64), ("v", 512))
              if name in call}
@@ -238,18 +251,20 @@ KVCACHE_REFUSED = {
     "aiter": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {"qv", "num_splits", "attention_chunk",
                                                                    "sinks", "out"},
     "ascend": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {"qv", "num_splits", "attention_chunk",
-                                                                    "sinks", "out", "softcap", "window_size",
-                                                                    "causal"},
+                                                                    "sinks", "softcap"},
+    "ascend_mla": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {
+        "num_splits", "attention_chunk", "sinks", "softcap", "window_size"},
 }
 # Accepted although nothing of the call changes: what it says is checked against q, held by the lengths, or (where HAL
 # appends) in the cache's memory.
 _WRITTEN = {"k", "v", "cu_seqlens_k_new"}
 KVCACHE_CHECKED = {"fa2": {"max_seqlen_q"}, "fa4": {"max_seqlen_q"}, "fa3_vllm": {"max_seqlen_q", *_WRITTEN},
-                   "diffkv_vllm": {"max_seqlen_q", *_WRITTEN}, "aiter": {"max_seqlen_q"}, "ascend": {"max_seqlen_q"},
+                   "diffkv_vllm": {"max_seqlen_q", *_WRITTEN}, "aiter": {"max_seqlen_q"},
+                   "ascend": {"max_seqlen_q", "out"},
                    "mate": {"max_seqlen_q", "out"}}
 
 VARLEN_SAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "cu_seqlens_k": (ints(0, 3, 6), {}),
+    "cu_seqlens_k": (ints(0, 3, 5), {}),
     "max_seqlen_q": (4, {}),
     "max_seqlen_k": (4, {}),
     "seqused_q": (ints(1, 1), {}),
@@ -296,23 +311,24 @@ VARLEN_REFUSED = {
     "mate": _DESCALES | _EXTENSIONS | {"qv", "attention_chunk"},
     "mate_mla": _DESCALES | _EXTENSIONS | {"qv", "attention_chunk", "page_table"},
     "aiter": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks"},
-    "ascend": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks", "out",
-                                                                    "softcap", "window_size", "causal",
+    "ascend": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {"qv", "attention_chunk", "sinks", "softcap",
                                                                     "deterministic"},
+    "ascend_mla": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {
+        "qv", "attention_chunk", "sinks", "softcap", "deterministic", "window_size", "page_table"},
 }
-VARLEN_CHECKED = {"ascend": {"max_seqlen_q", "max_seqlen_k"}}
+VARLEN_CHECKED = {"ascend": {"max_seqlen_q", "max_seqlen_k", "out"}}
 
 
 # Tensors that the vendor gets as something else: Ascend's op wants lengths as lists from the host.
 # aiter's wants exactly one row of the page table a sequence.
-# MATE's kvcache function has no out: the result is copied there.
+# MATE's kvcache function has no out, nor has Ascend's op: the result is copied there.
 # FlashAttention gets the rows of the page table that cache_batch_idx names; where HAL appends, k and v are in the cache
 # before the call, and version 2 gets packed queries as rows of padding.
 TRANSLATED = {
     **{name: {"cache_batch_idx"} for name in ("fa3", "fa3_sglang", "diffkv", "diffkv_sglang", "fa4")},
     **{name: {"cache_batch_idx", *_WRITTEN} for name in ("fa3_vllm", "diffkv_vllm")},
     "fa2": {"cache_batch_idx", "cu_seqlens_q", "cu_seqlens_k_new"},
-    "ascend": {"cache_seqlens", "cu_seqlens_q", "cu_seqlens_k"}, "aiter": {"page_table"}, "mate": {"out"}}
+    "ascend": {"cache_seqlens", "cu_seqlens_q", "cu_seqlens_k", "out"}, "aiter": {"page_table"}, "mate": {"out"}}
 
 
 # --- all calls of an adapter ---
@@ -358,16 +374,38 @@ def latent_varlen_call(**more: Any) -> dict[str, Any]:
 
 
 def _latent_calls(adapter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    varlen = functools.partial(varlen_call, adapter) if adapter == "mate_mla" else latent_varlen_call
+    varlen = functools.partial(varlen_call, adapter) if adapter in ("mate_mla", "ascend_mla") else latent_varlen_call
+    latent = functools.partial(latent_call, adapter if adapter == "ascend_mla" else "mate_mla")
     for name, (value, more) in KVCACHE_SAMPLES.items():
         more = {n: v for n, v in more.items() if n not in KVCACHE_REFUSED[adapter]}
-        yield "flash_attn_with_kvcache", latent_call(**{**more, name: value})
+        yield "flash_attn_with_kvcache", latent(**{**more, name: value})
     for name, (value, more) in VARLEN_SAMPLES.items():
         more = {n: v for n, v in more.items() if n not in VARLEN_REFUSED[adapter]}
         yield "flash_attn_varlen_func", varlen(**more, **{name: value})
-    for function, call in (("flash_attn_with_kvcache", latent_call()), ("flash_attn_varlen_func", varlen())):
+    for function, call in (("flash_attn_with_kvcache", latent()), ("flash_attn_varlen_func", varlen())):
         yield function, call
         yield function, {n: v for n, v in call.items() if n != "causal"}
+
+
+def _more_calls(adapter: str, recorder: Recorder) -> None:
+    """What Ascend's adapters call while a graph is captured, and with sinks, which must be of q's dtype."""
+    quiet = types.SimpleNamespace(wait=lambda stream: None, reset=lambda stream: None)
+    vars(recorder.module.npu).update(  # type: ignore[attr-defined]
+        current_stream=lambda: None, ExternalEvent=lambda: quiet, graph_task_group_begin=lambda stream: None,
+        graph_task_group_end=lambda stream: None)
+    recorder.module._C = types.SimpleNamespace(_weak_ref_tensor=lambda x: x)  # type: ignore[attr-defined]
+    for config in ADAPTERS[adapter].configs:
+        bound = bind(adapter, recorder, **config)
+        call = latent_call(adapter) if adapter in LATENT else kvcache_call(adapter)
+        calls = [call]
+        if config.get("sinks"):
+            calls = [{**call, "window_size": (2, 0), "sinks": torch.ones(H)}]
+            run(bound, "flash_attn_with_kvcache", calls[0])
+        elif not config:
+            calls.append({**call, "window_size": (2, 0)})
+        with unittest.mock.patch("hal.backends.ascend_fused.captures", return_value=True):
+            for each in calls:
+                run(bound, "flash_attn_with_kvcache", each)
 
 
 @functools.cache
@@ -384,8 +422,9 @@ def vendor_calls(adapter: str) -> tuple[Call, ...]:
                             getattr(bound, function)(**call)
                     except ValueError:
                         continue  # refused: test_adapters.py says which and how
-        if adapter == "ascend":
-            write = registry.get("ascend").write_kv_cache(AttentionConfig())
+        if adapter in ("ascend", "ascend_mla"):
+            _more_calls(adapter, recorder)
+            write = registry.get(adapter).write_kv_cache(AttentionConfig())
             k, cache = torch.zeros(3, 1, 1), torch.zeros(2, 128, 1, 1)
             write(k, k, cache, cache, torch.tensor([7, -1, 130]))
     return tuple(recorder.vendor.calls)

@@ -51,6 +51,7 @@ VD = "vllm_backends.json, doc_ast (not importable on the host)"
 VP = "vllm_backends.json, cuda_priorities"
 S2, S4, S5 = "sglang.md section 2", "sglang.md section 4", "sglang.md section 5"
 A3 = "ascend.md section 3"
+FIAD = "op-plugin 517f2e7d, documents of npu_fused_infer_attention_score and .._v2"
 SIG = "signatures.json"
 ROCM = "vllm/platforms/rocm.py, _get_backend_priorities"
 # The vendors' own code, where it is narrower or wider than what an engine says of its backend.
@@ -421,12 +422,21 @@ NPU_ROWS = [
     Row("910b e4m3", "npu:ascend910b", E4M3, NPU, D, "torch", ("ascend", "kv_cache_dtype fp8_e4m3"), f"{A3}: kv same (int8/int4 antiquant)"),
     Row("910b softcap", "npu:ascend910b", {"softcap": 50.0}, NPU, D, "torch", ("ascend", "softcap 50"), f"{S5}: FIA has no softcap argument; design.md section 9: refuse"),
     Row("910b sinks", "npu:ascend910b", GPT_OSS, None, D, "ascend", None, f"{A3}: learnable_sink (v2), bf16, TND, v D <= 128; {F}: ascend is v1 and v2"),
-    Row("910b window", "npu:ascend910b", {"sliding_window": 128}, NPU, D, "torch", ("ascend", "sliding_window 128"), "ascend.md section 7, off-by-one alarm; design.md section 9: refuse"),
+    Row("910b window", "npu:ascend910b", {"sliding_window": 128}, NPU, D, "ascend", None, f"{FIAD}: sparse_mode 4, band; pre_tokens are previous tokens"),
+    Row("910b not causal", "npu:ascend910b", {"causal": False}, NPU, P, "ascend", None, f"{FIAD}: sparse_mode 4 without bounds"),
+    Row("910b encoder", "npu:ascend910b", {"causal": False, "attention_type": "encoder_only"}, NPU, P, "ascend", None, f"{FIAD}: sparse_mode 4 without bounds"),
+    Row("910b vision encoder", "npu:ascend910b", {"causal": False, "attention_type": "encoder"}, NPU, P, "ascend", None, f"{FIAD}: sparse_mode 4 without bounds"),
+    Row("910b cross", "npu:ascend910b", {"causal": False, "attention_type": "encoder_decoder"}, NPU, P, "ascend", None, f"{FIAD}: query and key lengths apart, sparse_mode 4 without bounds"),
+    Row("910b mla not causal", "npu:ascend910b", {**MLA, "causal": False}, NPU, P, "ascend_mla", None, "vllm-ascend 182b75ea, mla_v1.py: chunks of the context without a mask, merged by their LSE"),
+    Row("910b sinks fp16", "npu:ascend910b", {**GPT_OSS, **FP16}, NPU, D, "torch", ("ascend", "sinks with dtype float16"), f"{FIAD}: learnable_sink is bfloat16"),
+    Row("950 sinks fp16", "npu:ascend950", {**GPT_OSS, **FP16}, NPU, D, "ascend", None, f"{A3}: V5: q's dtype"),
+    Row("910b cp", "npu:ascend910b", {"context_parallel_size": 2}, NPU, D, "ascend", None, f"{FIAD}: softmax_lse is for merging; {A3}: LSE natural log"),
+    Row("910b cp window", "npu:ascend910b", {"context_parallel_size": 2, "sliding_window": 128}, NPU, D, "torch", ("ascend", "sliding_window 128 with context_parallel 2"), f"{FIAD}: pre_tokens is one number"),
     Row("910b chunk", "npu:ascend910b", {"attention_chunk": 8192}, NPU, D, "torch", ("ascend", "attention_chunk 8192"), f"{A3}: sparse modes 0..4 have no chunk"),
     Row("910b mm_prefix", "npu:ascend910b", {"mm_prefix": True}, NPU, D, "torch", ("ascend", "mm_prefix"), f"{A3}: sparse modes 0..4 have no prefix"),
     Row("910b tree", "npu:ascend910b", TREE, NPU, D, "torch", ("ascend", "tree_mask"), f"{A3}: sparse 9 tree (MLA, newer)"),
     Row("910b dim 64", "npu:ascend910b", dim(64), None, D, "ascend", None, f"{A3}: TND head dim 64/128/192"),
-    Row("910b dim 192", "npu:ascend910b", dim(192), None, D, "ascend", None, f"{A3}: TND head dim 64/128/192"),
+    Row("910b dim 192", "npu:ascend910b", dim(192), NPU, D, "torch", ("ascend", "head_dim 192"), f"{FIAD}: V of 192 neither with GQA nor with pages"),
     Row("910b dim 80", "npu:ascend910b", dim(80), NPU, D, "torch", ("ascend", "head_dim 80"), f"{A3}: TND head dim 64/128/192"),
     Row("910b dim 256", "npu:ascend910b", dim(256), NPU, D, "torch", ("ascend", "head_dim 256"), f"{A3}: TND 256/512 refused"),
     Row("910b verify 16", "npu:ascend910b", {"max_decode_query_len": 16}, None, D, "ascend", None, f"{A3}: decode TND Sq per request <= 16"),
@@ -602,7 +612,7 @@ ORDER_ROWS = [
     Row("gfx942 mla fp16 prefill", "rocm:gfx942", {**MLA, **FP16}, AIT_TRI, P, "triton", ("aiter_mla", "dtype float16"), f"{ROCM}: TRITON_MLA before ROCM_AITER_TRITON_MLA; {ASM}"),
     Row("gfx942 mla fp16 cp prefill", "rocm:gfx942", {**MLA, **FP16, "context_parallel_size": 2}, AIT_TRI, P, "aiter_triton_mla", ("triton", "context_parallel 2"), f"{V} TRITON_ATTN no dcp, ROCM_AITER_TRITON_MLA dcp"),
     # A prefill that does not read the cache goes with any decode backend (design.md section 5).
-    Row("910b mla e4m3 prefill", "npu:ascend910b", {**MLA, **E4M3}, NPU, P, "ascend_mla", None, f"{A3}: MLA prefill 128 + 64 over expanded K and V"),
+    Row("910b mla e4m3 prefill", "npu:ascend910b", {**MLA, **E4M3}, NPU, P, "torch", ("ascend_mla", "kv_cache_dtype fp8_e4m3"), f"{A3}: kv same (int8); an extend reads the cache in prefill too"),
     Row("mp31 mla e4m3 prefill", "musa:mp31", {**MLA, **E4M3}, MATE, P, "torch", ("mate_mla", "kv_cache_dtype fp8_e4m3"), f"{S4}: fp8 only for sparse; HAL: its prefill serves absorbed extends from the same cache"),
     Row("cpu dim 16 falls", "cpu:x86_64_v4", dim(16), None, D, "torch", ("cpu", "head_dim 16"), "cpu.md, grid: flex_attention slower than gathering pages for SDPA (bf16)"),
     Row("cpu dim 16 falls, prefilling", "cpu:x86_64_v4", dim(16), None, P, "torch", ("cpu", "head_dim 16"), "cpu.md, grid: flex_attention slower than gathering pages for SDPA (bf16)"),
@@ -683,7 +693,7 @@ CLAIMS = [
     Claim("aiter_mla_sparse", "rocm:gfx942", DSA, {"arch": ["gfx942", "gfx950"], "dtype": ["bfloat16"], "kv_cache_dtype": ["fp8_e4m3"], "page_size": [1, 16]}, {"arch": ["gfx90a", "gfx1100"], "dtype": ["float16", "float32"], "kv_cache_dtype": ["fp8_e5m2"], "return_softmax_lse": TRUE, "context_parallel_size": [2], "": [{"sparse": False}]}, f"{V} ROCM_AITER_MLA_SPARSE; {ASM}"),
     Claim("aiter_triton_mla", "rocm:gfx942", MLA, {"arch": ["gfx942", "gfx950", "gfx1100", "gfx1201"], "dtype": HALVES, "kv_cache_dtype": ["fp8_e4m3", "fp8_e5m2"], "page_size": [1], "return_softmax_lse": TRUE, "context_parallel_size": [2]}, {"arch": ["gfx90a"], "dtype": ["float32"], "sparse": TRUE, "sinks": TRUE, "": [{"mla": None}]}, f"{V} ROCM_AITER_TRITON_MLA; {RDNA}"),
     Claim("wave", "rocm:gfx942", {**FP16, **dim(64)}, {"arch": ["gfx942", "gfx950"]}, {"arch": ["gfx90a", "gfx1100", "gfx1201"]}, f"{F}: wave gfx942, gfx950"),
-    Claim("ascend", "npu:ascend910b", {}, {"arch": ["ascend910b", "ascend910c", "ascend950"], "dtype": HALVES, "page_size": [128], "head_dim": [64, 128, 192], "return_softmax_lse": TRUE, "graph": TRUE}, {"arch": ["ascend910a", "ascend310p"], "dtype": ["float32"], "page_size": [1, 16, 64], "head_dim": [80, 96, 256, 512], "kv_cache_dtype": ["fp8_e4m3", "fp8_e5m2"], "softcap": [50.0], "attention_chunk": [64], "mm_prefix": TRUE, "tree_mask": TRUE, "mla": TRUE}, f"{A3}; {S5}: only 128 is safe"),
+    Claim("ascend", "npu:ascend910b", {}, {"arch": ["ascend910b", "ascend910c", "ascend950"], "dtype": HALVES, "page_size": [128], "head_dim": [64, 128], "return_softmax_lse": TRUE, "graph": TRUE, "sliding_window": [1, 4096], "causal": [False], "sinks": TRUE, "context_parallel_size": [2, 4], "max_decode_query_len": [16]}, {"arch": ["ascend910a", "ascend310p"], "dtype": ["float32"], "page_size": [1, 16, 64, 256], "head_dim": [80, 96, 192, 256, 512], "max_decode_query_len": [17], "kv_cache_dtype": ["fp8_e4m3", "fp8_e5m2"], "softcap": [50.0], "attention_chunk": [64], "mm_prefix": TRUE, "tree_mask": TRUE, "mla": TRUE}, f"{A3}; {S5}: only 128 is safe"),
     Claim("ascend", "npu:ascend910b", {"head_dim": 192}, {"head_dim_v": [128]}, {"head_dim_v": [64]}, f"{A3}: qk 192 and v 128"),
     Claim("ascend_mla", "npu:ascend910b", MLA, {"arch": ["ascend910b", "ascend910c", "ascend950"], "dtype": ["bfloat16"], "page_size": [128], "return_softmax_lse": TRUE}, {"arch": ["ascend910a", "ascend310p"], "dtype": ["float16", "float32"], "page_size": [1, 64], "kv_cache_dtype": ["fp8_e4m3", "fp8_e5m2"], "sparse": TRUE, "sinks": TRUE, "softcap": [50.0], "": [{"mla": None}]}, f"{A3}: MLA D=512; {F}: ascend_mla; ascend.md section 4 (d): TND with rope bf16 only"),
     Claim("ascend_mla", "npu:ascend910b", MLA, {"arch": ["ascend910b", "ascend910c", "ascend950"]}, {}, f"{F}: ascend_mla MLA prefill", P),
@@ -827,11 +837,9 @@ VLLM_NAMES = (
 # Rows that HAL does not fulfil, and why. The source states what the vendor's kernel can do; where HAL's adapter
 # does not pass it on yet, the declaration says so, and the row waits here. A row that turns green must leave.
 NOT_YET: dict[str, str] = {
-    **dict.fromkeys(("gfx942 graph", "910b graph", "aiter 38 serves graph True", "ascend 45 serves graph True"),
-                    "the adapters of aiter and ascend hold nothing to capture yet"),
+    **dict.fromkeys(("gfx942 graph", "aiter 38 serves graph True"), "the adapter of aiter holds nothing to capture yet"),
     "gfx942 e4m3": "aiter's adapter takes no fp8 cache",
     "aiter 38 serves kv_cache_dtype fp8_e4m3": "aiter's adapter takes no fp8 cache",
-    "910b sinks": "ascend's adapter calls version 1 of the op, which has no sinks",
     "mp31 cp": "mate's adapter does not pass context parallelism on",
     "mate 49 serves context_parallel_size 2": "mate's adapter does not pass context parallelism on",
     "mp22 triton": "HAL's Triton kernels are not written, and what MUSA's Triton compiles of them is not known",

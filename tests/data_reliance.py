@@ -23,6 +23,28 @@ def _reliance(positional: str = "", always: str = "", sometimes: str = "", defau
                     {str(word.arg): ast.unparse(word.value) for word in call.keywords})
 
 
+_FUSED = ("query, key, value, atten_mask, block_table, block_size, input_layout, num_key_value_heads, sparse_mode, "
+          "pre_tokens, next_tokens")
+_FUSED_V1 = "actual_seq_lengths, actual_seq_lengths_kv, num_heads, scale, softmax_lse_flag"
+_FUSED_V2 = "actual_seq_qlen, actual_seq_kvlen, num_query_heads, softmax_scale, return_softmax_lse"
+_FUSED_V1_LEFT = (
+    "pse_shift=None, dequant_scale1=None, quant_scale1=None, dequant_scale2=None, quant_scale2=None, "
+    "quant_offset2=None, antiquant_scale=None, antiquant_offset=None, key_antiquant_scale=None, "
+    "key_antiquant_offset=None, value_antiquant_scale=None, value_antiquant_offset=None, query_padding_size=None, "
+    "kv_padding_size=None, key_shared_prefix=None, value_shared_prefix=None, actual_shared_prefix_len=None, "
+    "query_rope=None, key_rope=None, key_rope_antiquant_scale=None, inner_precise=0, antiquant_mode=0, "
+    "key_antiquant_mode=0, value_antiquant_mode=0")
+_FUSED_V2_LEFT = (
+    "pse_shift=None, dequant_scale_query=None, dequant_scale_key=None, dequant_offset_key=None, "
+    "dequant_scale_value=None, dequant_offset_value=None, dequant_scale_key_rope=None, quant_scale_out=None, "
+    "quant_offset_out=None, quant_scale_p=None, query_quant_mode=0, key_quant_mode=0, value_quant_mode=0, "
+    "inner_precise=0, query_dtype=None, key_dtype=None, value_dtype=None, query_rope_dtype=None, key_rope_dtype=None, "
+    "key_shared_prefix_dtype=None, value_shared_prefix_dtype=None, dequant_scale_query_dtype=None, "
+    "dequant_scale_key_dtype=None, dequant_scale_value_dtype=None, dequant_scale_key_rope_dtype=None, out_dtype=None")
+_NO_ROPE = "query_rope=None, key_rope=None"
+_SCATTER = _reliance(always="cache_mode, key, key_cache, slot_mapping, value, value_cache",
+                     defaults="compress_lens=None, compress_seq_offsets=None, seq_lens=None")
+
 # (adapter of adapter_calls.py, vendor function) -> how it is called.
 RELIANCE = {
     ("fa3", "flash_attn_interface.flash_attn_with_kvcache"): _reliance(
@@ -310,21 +332,28 @@ RELIANCE = {
                   "sink_ptr=None"),
     ),
     ("ascend", "torch_npu.npu_fused_infer_attention_score"): _reliance(
-        positional="query, key, value",
-        always=("actual_seq_lengths, actual_seq_lengths_kv, atten_mask, block_size, block_table, input_layout, "
-                "num_heads, num_key_value_heads, scale, softmax_lse_flag, sparse_mode"),
-        defaults=("pse_shift=None, dequant_scale1=None, quant_scale1=None, dequant_scale2=None, quant_scale2=None, "
-                  "quant_offset2=None, antiquant_scale=None, antiquant_offset=None, key_antiquant_scale=None, "
-                  "key_antiquant_offset=None, value_antiquant_scale=None, value_antiquant_offset=None, "
-                  "query_padding_size=None, kv_padding_size=None, key_shared_prefix=None, value_shared_prefix=None, "
-                  "actual_shared_prefix_len=None, query_rope=None, key_rope=None, key_rope_antiquant_scale=None, "
-                  "pre_tokens=2147483647, next_tokens=2147483647, inner_precise=0, antiquant_mode=0, "
-                  "key_antiquant_mode=0, value_antiquant_mode=0"),
-    ),
-    ("ascend", "torch_npu.npu_scatter_pa_kv_cache"): _reliance(
-        always="cache_mode, key, key_cache, slot_mapping, value, value_cache",
-        defaults="compress_lens=None, compress_seq_offsets=None, seq_lens=None",
-    ),
+        always=f"{_FUSED}, {_FUSED_V1}", defaults=_FUSED_V1_LEFT),
+    ("ascend", "torch_npu.npu_fused_infer_attention_score.out"): _reliance(
+        always=f"{_FUSED}, {_FUSED_V1}, workspace, out", defaults=_FUSED_V1_LEFT),
+    ("ascend", "torch_npu._npu_fused_infer_attention_score_get_max_workspace"): _reliance(
+        always=f"{_FUSED}, {_FUSED_V1}", defaults=_FUSED_V1_LEFT),
+    ("ascend", "torch_npu.npu_fused_infer_attention_score_v2"): _reliance(
+        always=f"{_FUSED}, {_FUSED_V2}, learnable_sink", defaults=f"{_FUSED_V2_LEFT}, {_NO_ROPE}"),
+    ("ascend", "torch_npu.npu_fused_infer_attention_score_v2.out"): _reliance(
+        always=f"{_FUSED}, {_FUSED_V2}, learnable_sink, workspace, out", defaults=f"{_FUSED_V2_LEFT}, {_NO_ROPE}"),
+    ("ascend", "torch_npu._npu_fused_infer_attention_score_v2_get_max_workspace"): _reliance(
+        always=f"{_FUSED}, {_FUSED_V2}, learnable_sink", defaults=f"{_FUSED_V2_LEFT}, {_NO_ROPE}"),
+    ("ascend", "torch_npu.npu_scatter_pa_kv_cache"): _SCATTER,
+    ("ascend_mla", "torch_npu.npu_fused_infer_attention_score"): _reliance(
+        always=f"{_FUSED}, {_FUSED_V1}", defaults=_FUSED_V1_LEFT),
+    ("ascend_mla", "torch_npu.npu_fused_infer_attention_score_v2"): _reliance(
+        always=f"{_FUSED}, {_FUSED_V2}, query_rope, key_rope", defaults=f"{_FUSED_V2_LEFT}, learnable_sink=None"),
+    ("ascend_mla", "torch_npu.npu_fused_infer_attention_score_v2.out"): _reliance(
+        always=f"{_FUSED}, {_FUSED_V2}, query_rope, key_rope, workspace, out",
+        defaults=f"{_FUSED_V2_LEFT}, learnable_sink=None"),
+    ("ascend_mla", "torch_npu._npu_fused_infer_attention_score_v2_get_max_workspace"): _reliance(
+        always=f"{_FUSED}, {_FUSED_V2}, query_rope, key_rope", defaults=f"{_FUSED_V2_LEFT}, learnable_sink=None"),
+    ("ascend_mla", "torch_npu.npu_scatter_pa_kv_cache"): _SCATTER,
 }
 
 _FACTORY = "out=None, dtype=None, layout=None, device=None, pin_memory=False, requires_grad=False"

@@ -41,6 +41,7 @@ from adapter_calls import (
 )
 
 from hal import AttentionConfig, contract, forward_context, registry
+from hal.backends.ascend_rules import UNBOUNDED
 from hal.packages import Package
 
 
@@ -383,16 +384,51 @@ def test_ascend_packed_keys_are_cumulative(bind: Any) -> None:
 @pytest.mark.parametrize(("change", "match"), [
     ({"k_cache": torch.zeros(8, 16, HKV, D)}, r"k_cache \(8, 16, 2, 128\)"),
     ({"v_cache": torch.zeros(8, HKV, 128, D).transpose(1, 2)}, r"v_cache .*contiguous"),
-    ({"page_table": None}, "page_table None"),
-    ({"cache_seqlens": ints(5, 0)}, "0 keys for 1 queries"),
+    ({"k_cache": torch.zeros(1, 1, 1, 1).expand(2**17, 128, HKV, D)}, "k_cache .*contiguous"),
+    ({"page_table": None}, "k_cache with 8 sequences .*without page_table: 2"),
+    ({"cache_seqlens": None}, "cache_seqlens None"),
+    ({"cache_seqlens": ints(5, 3 * 128 + 1)}, r"cache_seqlens from 5 to 385 .*0 to 384"),
+    ({"cache_seqlens": ints(5, -1)}, "cache_seqlens from -1"),
+    ({"cache_seqlens": ints(5)}, "cache_seqlens of 1"),
+    ({"cu_seqlens_q": ints(0, 1, 2), "q": torch.zeros(3, H, D)}, r"cu_seqlens_q \[0, 1, 2\].*0 to 3"),
+    ({"cu_seqlens_q": ints(0, 3, 2), "q": torch.zeros(2, H, D)}, r"cu_seqlens_q \[0, 3, 2\]"),
+    ({"cu_seqlens_q": ints(1, 2, 3), "q": torch.zeros(3, H, D)}, r"cu_seqlens_q \[1, 2, 3\]"),
     ({"max_seqlen_q": 0}, "max_seqlen_q 0"),
-    ({"q": torch.zeros(B, 2, H, D), "causal": False}, "causal False"),
+    ({"sinks": torch.ones(H)}, "sinks .*without sinks in the config"),
+    ({"out": torch.zeros(B, 1, H, D - 1)}, "out torch.float32"),
+    ({"cp_world_size": 2, "cp_rank": 2, "cp_tot_seqused_k": ints(9, 9)}, "cp_rank 2 .*0 to 1"),
+    ({"cp_world_size": 2, "cp_tot_seqused_k": ints(9, 9), "window_size": (3, 0)}, r"window_size \(3, -1\)"),
 ])
 def test_ascend_refuses(bind: Any, change: dict[str, Any], match: str) -> None:
     bound, recorder = bind("ascend")
     with pytest.raises(ValueError, match=match):
         run(bound, "flash_attn_with_kvcache", kvcache_call("ascend", **change))
     assert recorder.calls == []
+
+
+def test_ascend_refuses_more_sequences_than_the_op_takes(bind: Any) -> None:
+    bound, recorder = bind("ascend")
+    many = torch.zeros(4097, dtype=torch.int32)
+    call = kvcache_call("ascend", q=torch.zeros(4097, 1, H, D), cache_seqlens=many, page_table=many[:, None])
+    with pytest.raises(ValueError, match="sequences 4097 is not supported .*up to 4096"):
+        run(bound, "flash_attn_with_kvcache", call)
+    assert recorder.calls == []
+
+
+@pytest.mark.parametrize(("causal", "window", "expected"), [
+    # op-plugin's document: pre_tokens previous tokens, the current one not counted; a model's window of 8 is (7, 0).
+    (True, (-1, -1), (3, UNBOUNDED, UNBOUNDED)), (False, (-1, 0), (3, UNBOUNDED, UNBOUNDED)),
+    (True, (7, 0), (4, 7, 0)), (True, (7, 5), (4, 7, 0)), (False, (7, 0), (4, 7, 0)), (False, (7, 5), (4, 7, 5)),
+    (False, (-1, -1), (4, UNBOUNDED, UNBOUNDED)), (False, (-1, 5), (4, UNBOUNDED, 5)), (True, (0, 0), (4, 0, 0)),
+])
+def test_ascend_masks(bind: Any, causal: bool, window: tuple[int, int], expected: tuple[int, int, int]) -> None:
+    bound, recorder = bind("ascend")
+    for function, call in (("flash_attn_with_kvcache", kvcache_call("ascend")),
+                           ("flash_attn_varlen_func", varlen_call("ascend"))):
+        run(bound, function, {**call, "causal": causal, "window_size": window})
+        seen = recorder.calls[-1][1]
+        assert (seen["sparse_mode"], seen["pre_tokens"], seen["next_tokens"]) == expected
+        assert seen["atten_mask"] is not None, "sparse_mode 0 without a mask gave uniform averages"
 
 
 @pytest.mark.parametrize("adapter", ["aiter", "ascend"])
@@ -413,10 +449,27 @@ def test_page_table_with_more_rows_than_sequences(bind: Any, adapter: str) -> No
             assert seen["seqlen_k"].shape == (B,)
 
 
-def test_ascend_single_tokens_need_no_causal(bind: Any) -> None:
-    bound, recorder = bind("ascend")
-    run(bound, "flash_attn_with_kvcache", kvcache_call("ascend", causal=False))
-    assert recorder.calls[-1][1]["sparse_mode"] == 3
+def test_ascend_without_any_key_calls_nothing(bind: Any) -> None:
+    bound, recorder = bind("ascend", return_softmax_lse=True)
+    out, lse = run(bound, "flash_attn_with_kvcache",
+                   kvcache_call("ascend", cache_seqlens=ints(0, 0), return_softmax_lse=True))
+    assert recorder.calls == []
+    assert not out.any()
+    assert (lse == -INF).all()
+
+
+def test_ascend_sinks_are_version_2s(bind: Any) -> None:
+    bound, recorder = bind("ascend", sinks=True)
+    sinks = torch.ones(H)
+    run(bound, "flash_attn_with_kvcache", kvcache_call("ascend", sinks=sinks))
+    function, seen = recorder.calls[-1]
+    assert function == "npu_fused_infer_attention_score_v2"
+    assert seen["learnable_sink"] is sinks
+    assert (seen["actual_seq_qlen"], seen["actual_seq_kvlen"]) == ([1, 2], [5, 7])
+    assert (seen["num_query_heads"], seen["softmax_scale"]) == (H, D**-0.5)
+    for wrong in (sinks.half(), sinks[:1]):
+        with pytest.raises(ValueError, match=r"sinks torch\.float"):
+            run(bound, "flash_attn_with_kvcache", kvcache_call("ascend", sinks=wrong))
 
 
 def test_ascend_writes_the_cache_without_padding_slots(bind: Any) -> None:
@@ -432,7 +485,17 @@ def test_ascend_writes_the_cache_without_padding_slots(bind: Any) -> None:
     assert seen["slot_mapping"].tolist() == [7, 130]
     assert seen["key_cache"] is caches[0]
     assert seen["value_cache"] is caches[1]
+    whole = torch.tensor([7, 8, 130])
+    write(k, v, *caches, whole)
+    assert recorder.calls[-1][1]["slot_mapping"] is whole, "nothing is moved where nothing is skipped"
+    before = len(recorder.calls)
+    write(k, v, *caches, torch.full((3,), -1))
+    assert len(recorder.calls) == before
     for change, match in (({"k": k.double()}, "k torch.float64"), ({"v": v[:, :, :0]}, "v torch.float32"),
+                          ({"slot_mapping": torch.tensor([7, 256, 1])}, "slot_mapping holds 256.*0 to 255"),
+                          ({"slot_mapping": torch.tensor([7, -2, 1])}, "slot_mapping holds -2"),
+                          ({"slot_mapping": torch.tensor([7])}, r"slot_mapping \(1,\)"),
+                          ({"v_cache": caches[1][:1]}, "v_cache .*as many pages"),
                           ({"k_scale": 1.0}, "k_scale"), ({"v_scale": 1.0}, "v_scale")):
         with pytest.raises(ValueError, match=match):
             write(**{"k": k, "v": v, "k_cache": caches[0], "v_cache": caches[1],

@@ -262,8 +262,8 @@ def test_every_mutation_of_what_is_relied_on_is_seen() -> None:
      "absent", "block_table"),
     ("mate", "mate.mha_interface.flash_attn_varlen_func", '["softcap", "positional_or_keyword", "0.0"]',
      '["softcap", "positional_or_keyword", "30.0"]', "default", "softcap"),
-    ("torch-npu", "torch_npu.npu_fused_infer_attention_score", "int pre_tokens=2147483647", "int pre_tokens=0",
-     "default", "pre_tokens"),
+    ("torch-npu", "torch_npu.npu_fused_infer_attention_score", "int inner_precise=0", "int inner_precise=1",
+     "default", "inner_precise"),
     ("torch-npu", "torch_npu.npu_fused_infer_attention_score", "int sparse_mode=0", "int mask_mode=0", "absent",
      "sparse_mode"),
 ])

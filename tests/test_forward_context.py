@@ -276,7 +276,7 @@ MUTANTS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "owner, never an outer one": ("owner", (("(found.graph or not strange)", "False"),)),
     "no memory": ("no_memory", ((" or -id(length)", ""),)),
     "restore": ("nesting", (("            STATE.current = outer\n", "            STATE.current = None\n"),)),
-    "host memo": ("host_once", (("        if key not in self.hosts:", "        if True:"),)),
+    "host memo": ("host_once", (("if key not in self.hosts}\n        if missing:", "}\n        if missing:"),)),
     "host copies given": ("host_given", (("self.hosts = {identity(self.tensors[name]): copy for name, copy in "
                                           "self.copies.items()}", "self.hosts = {}"),)),
 }

@@ -137,7 +137,7 @@ def one_function(reader: Reader, dotted: str, files: list[str]) -> tuple[str, di
         if content is None:
             continue
         if path.endswith(".so"):
-            schema = from_library(content, dotted.rpartition(".")[2], path)
+            schema = from_library(content, dotted.partition(".")[2], path)  # with its overload: "op.out"
             if schema is not None:
                 return path, {"schema": schema}
             continue

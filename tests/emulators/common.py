@@ -88,7 +88,10 @@ class Vendor:
     def _modules(self) -> dict[str, types.ModuleType]:
         """Dotted name -> module, parents included."""
         modules: dict[str, types.ModuleType] = {}
+        overloads = [dotted for dotted in self.functions if dotted.rpartition(".")[0] in self.functions]
         for dotted in self.functions:
+            if dotted in overloads:
+                continue
             owner, _, name = dotted.rpartition(".")
             parent, _, last = owner.rpartition(".")
             is_method = last[:1].isupper()
@@ -100,6 +103,10 @@ class Vendor:
                 setattr(getattr(module, last), name, function)
             else:
                 setattr(module, name, function)
+        for dotted in overloads:  # of an op: "torch_npu.op.out"
+            owner, _, name = dotted.rpartition(".")
+            module, _, op = owner.rpartition(".")
+            setattr(getattr(modules[module], op), name, self._function(dotted))
         return modules
 
     def _module(self, modules: dict[str, types.ModuleType], dotted: str) -> types.ModuleType:

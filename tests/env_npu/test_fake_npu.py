@@ -78,11 +78,37 @@ def npu_row(**changes: Any) -> dict[str, Any]:
     return next(row for row in json.loads(done.stdout[start:])["platforms"] if row["kind"] == "npu")
 
 
-@pytest.mark.parametrize(("soc", "arch"), [("910b1", "ascend910b"), ("310p3", "ascend310p")])
+ARCHS = {"910a": "ascend910a", "910b1": "ascend910b", "910b4": "ascend910b", "910_9391": "ascend910c",
+         "910_9362": "ascend910c", "310p3": "ascend310p", "950": "ascend950"}
+
+
+def test_every_generation_is_asked_about() -> None:
+    assert ARCHS.keys() == fake_npu.SOCS.keys()
+
+
+@pytest.mark.parametrize(("soc", "arch"), ARCHS.items())
 def test_hal_finds_the_devices(soc: str, arch: str) -> None:
     row = npu_row(soc=soc)
     assert row["found"] is True
     assert [device["arch"] for device in row["devices"]] == [arch, arch]
+    assert {device["name"] for device in row["devices"]} == {fake_npu.SOCS[soc]}
+    # What the generation has not is refused with the reason, before anything is imported for it.
+    code = ("import hal; from hal.decision import NoBackendError\n"
+            "def ask(**c):\n"
+            "    try: return hal.get_attention_impl(hal.AttentionConfig(**c), 'npu', backend='ascend').decode.backend\n"
+            "    except NoBackendError as error: return ' '.join(str(error).split())\n"
+            "print(ask(dtype='float16'))")
+    said = run("-c", code, soc=soc).stdout.splitlines()[-1]
+    if arch in ("ascend910a", "ascend310p"):
+        assert f"arch {arch} is not supported" in said
+        assert "has no npu_fused_infer_attention_score" in said
+    else:
+        assert said == "ascend"
+
+
+def test_hal_counts_visible_devices() -> None:
+    row = npu_row(devices=3, environ={"ASCEND_RT_VISIBLE_DEVICES": "2,0"})
+    assert [device["torch_device"] for device in row["devices"]] == ["npu:0", "npu:1"]
 
 
 @pytest.mark.parametrize(("changes", "reason"), [
@@ -90,6 +116,8 @@ def test_hal_finds_the_devices(soc: str, arch: str) -> None:
     ({"devices": 0}, "no /dev/davinci"),
     ({"environ": {"ASCEND_RT_VISIBLE_DEVICES": ""}}, "ASCEND_RT_VISIBLE_DEVICES is empty"),
     ({"environ": {"FAKE_NPU_DEVICES": "0"}}, "is the NPU driver loaded?"),  # device files, but the driver shows none
+    ({"environ": {"ASCEND_RT_VISIBLE_DEVICES": "7"}}, "ASCEND_RT_VISIBLE_DEVICES=7 names no device that is here"),
+    ({"environ": {"ASCEND_RT_VISIBLE_DEVICES": "-1"}}, "ASCEND_RT_VISIBLE_DEVICES=-1 hides every device"),
 ])
 def test_hal_says_why_not(changes: dict[str, Any], reason: str) -> None:
     row = npu_row(**changes)

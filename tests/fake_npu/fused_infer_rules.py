@@ -84,6 +84,8 @@ def _dims(a: SimpleNamespace) -> str | None:
     if a.query_rope is not None:
         return None if q == k == v == 128 else f"with rope queryD({q}), keyD({k}) and valueD({v}) must be 128, or 512 for MLA"
     if a.packed:
+        if v == 192 and (a.paged or a.num_heads != a.kv_heads):
+            return f"valueD({v}) is not supported with PageAttention, nor with {a.num_heads} heads over {a.kv_heads}"
         if (q == k == v and q in (64, 128, 192)) or (q == k == 192 and v == 128):
             return None
         return f"When layout is TND, queryD({q}), keyD({k}), valueD({v}) must be 192/128/64, or 192 with valueD 128"
@@ -289,7 +291,7 @@ RULES = (
                      f"num_heads is {a.num_heads}, query is {tuple(a.query.shape)} in {a.input_layout}"), "V1, num_heads"),
     Rule(PARAM_INVALID, _query_lengths, "V1, actual_seq_lengths and TND; the last is T: TILING"),
     Rule(TILING, _kv_lengths, "V1, actual_seq_lengths_kv and PageAttention; text: #8107, 561002"),
-    Rule(TILING, _dims, "V1, V2, TND and MLA; text: #8045; 64: #9632 and TILING"),
+    Rule(TILING, _dims, "V1, V2, TND and MLA (V2: V_D 192 neither with GQA nor with PA); text: #8045; 64: #9632 and TILING"),
     Rule(TILING, _rope, "V1, MLA: rope's D is 64, the other dimensions as query's and key's"),
     Rule(TILING, _latent, "V1, V2, MLA, D = 512"),
     Rule(TILING, _if(lambda a: a.latent and a.softmax_lse_flag and a.operator.endswith("V3"), lambda a:

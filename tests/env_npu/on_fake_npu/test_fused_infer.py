@@ -303,6 +303,7 @@ REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], int, str]] = [
     ("BnNBsD with MHA: V2, TND", {"layout": "BnNBsD", "heads": 4, "kv_heads": 4}, {}, 561002, "takes only (blocknum, blocksize, H)"),
     ("head dim 256: #9632", {"d": 256}, {}, 561002, "When layout is TND, queryD(256), keyD(256), valueD(256) must be 192/128/64"),
     ("head dim 80", {"d": 80}, {}, 561002, "queryD(80)"),
+    ("V of 192 over pages: V2", {"d": 192, "heads": 4, "kv_heads": 4}, {}, 561002, "valueD(192) is not supported with PageAttention"),
     ("heads not divisible: V1", {}, {"num_key_value_heads": 3}, 561002, "num_heads 8"),
     ("ratio above 64: V1", {"heads": 130, "kv_heads": 2}, {}, 561002, "more than 64 times"),
     ("more than 256 heads: V1", {"heads": 257, "kv_heads": 257}, {}, 561002, "at most 256"),

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <sstream>
@@ -32,6 +33,7 @@ struct Event {
 std::recursive_mutex lock;
 using Locked = std::lock_guard<std::recursive_mutex>;
 std::map<std::uintptr_t, Block> blocks;
+std::map<std::uintptr_t, std::size_t> pinned;  // host memory by aclrtMallocHost
 std::map<std::string, std::int64_t> counts;
 std::vector<Stream*> streams;
 std::size_t used[MAX_DEVICES];
@@ -294,9 +296,30 @@ int aclrtFree(void* pointer) {
     std::free(pointer);
     return OK;
 }
-int aclrtMallocHost(void** pointer, std::size_t size) { return posix_memalign(pointer, 512, size ? size : 512) ? int(OUT_OF_MEMORY) : int(OK); }
+int aclrtMallocHost(void** pointer, std::size_t size) {
+    if (posix_memalign(pointer, 512, size ? size : 512)) return OUT_OF_MEMORY;
+    Locked guard(lock);
+    pinned[std::uintptr_t(*pointer)] = size ? size : 512;
+    return OK;
+}
 int aclrtMallocHostWithCfg(void** pointer, std::size_t size, void*) { return aclrtMallocHost(pointer, size); }
-int aclrtFreeHost(void* pointer) { std::free(pointer); return OK; }
+int aclrtFreeHost(void* pointer) {
+    Locked guard(lock);
+    pinned.erase(std::uintptr_t(pointer));
+    std::free(pointer);
+    return OK;
+}
+// acl_rt.h of the wheel: location {id, type: 0 host (pinned), 1 device, 2 unregistered}, page size, four reserved.
+int aclrtPointerGetAttributes(const void* pointer, std::uint32_t* attributes) {
+    const int where = fake::owner(pointer, 1);
+    Locked guard(lock);
+    auto block = pinned.upper_bound(std::uintptr_t(pointer));
+    const bool host = block != pinned.begin() && std::uintptr_t(pointer) < std::prev(block)->first + std::prev(block)->second;
+    std::memset(attributes, 0, 7 * sizeof *attributes);
+    attributes[0] = where < 0 ? 0 : std::uint32_t(where);
+    attributes[1] = where >= 0 ? 1 : host ? 0 : 2;
+    return OK;
+}
 int aclrtGetMemInfo(int, std::size_t* left, std::size_t* total) {
     Locked guard(lock);
     *total = MEMORY;

@@ -1,0 +1,60 @@
+"""Ascend's backends with some text or a tree of their source replaced, for as long as a test asks."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+import hal.backends
+from hal import registry
+
+FOLDER = Path(hal.backends.__file__ or "").parent
+# In the order of their imports.
+FILES = ("ascend_rules", "ascend_plans", "ascend_fused", "ascend_cache", "ascend", "ascend_mla")
+Trees = Mapping[str, "str | ast.Module"]
+
+
+def source(file: str) -> str:
+    return (FOLDER / f"{file}.py").read_text()
+
+
+def edited(*edits: tuple[str, str, str]) -> dict[str, str]:
+    """(file, before, after), each of which must be there once -> file -> text."""
+    texts: dict[str, str] = {}
+    for file, before, after in edits:
+        text = texts.get(file, source(file))
+        assert text.count(before) == 1, f"{before!r} is {text.count(before)} times in {file}.py"
+        texts[file] = text.replace(before, after)
+    return texts
+
+
+@contextmanager
+def altered(changed: Trees) -> Iterator[None]:
+    """The backends anew, with these files changed."""
+    names = [f"hal.backends.{file}" for file in FILES]
+    for name in names:
+        importlib.import_module(name)
+    before = {file: getattr(hal.backends, file) for file in FILES}
+    with mock.patch.dict(sys.modules):
+        for name in names:
+            del sys.modules[name]
+        try:
+            for file, name in zip(FILES, names):
+                if file in changed:
+                    module = sys.modules[name] = ModuleType(name)
+                    exec(compile(changed[file], f"{file}.py (changed)", "exec", dont_inherit=True), module.__dict__)
+                    setattr(hal.backends, file, module)
+                else:
+                    importlib.import_module(name)
+            registry._load.cache_clear()
+            yield
+        finally:
+            for file, module in before.items():
+                setattr(hal.backends, file, module)
+            registry._load.cache_clear()

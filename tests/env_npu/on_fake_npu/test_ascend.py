@@ -1,0 +1,374 @@
+"""Ascend's adapters on the fake NPU, through the real torch_npu: what the conformance grid does not ask for.
+
+The grid itself is run by ci/verify_emulated.py, on every generation that has the op.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import fake_npu
+import pytest
+import torch
+from env_npu.on_fake_npu.altered import altered, edited
+from env_npu.on_fake_npu.data_faults import FAULTS, Fault
+
+import hal
+from hal import oracle, registry
+from hal.conformance.case import Case
+from hal.conformance.grid import grid
+from hal.conformance.runner import Result, Runner
+from hal.merge import merge_attention_states
+
+PLATFORM = hal.detect("npu")
+H, HKV, D, PAGE = 4, 2, 64, 128
+LATENT, ROPE, SCALE = 512, 64, 0.1147
+DENSE = hal.AttentionConfig(num_heads=H, num_kv_heads=HKV, head_dim=D, page_size=PAGE)
+MLA = hal.AttentionConfig(num_heads=3, mla=True, softmax_scale=SCALE)
+
+
+def ints(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def cumulated(lengths: Any) -> torch.Tensor:
+    return ints(*itertools.accumulate(lengths, initial=0))
+
+
+def npu(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: x.npu() if isinstance(x, torch.Tensor) else x for name, x in call.items()}
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    assert torch.allclose(got.cpu().double(), want.double(), atol=2e-2, rtol=2e-2), (
+        got.cpu().double() - want.double()).abs().max()
+
+
+def vendor_calls() -> list[str]:
+    return [name for name, _ in fake_npu.calls() if "FusedInfer" in name or "ScatterPa" in name]
+
+
+@functools.cache
+def quick(backend: str) -> dict[str, Case]:
+    return {case.name: case for case in grid(registry.get(backend), False)}
+
+
+# --- refusals, faults ---
+
+@pytest.mark.parametrize("backend", ["ascend", "ascend_mla"])
+def test_what_is_refused_is_refused_before_the_vendor_is_called(backend: str) -> None:
+    runner, refused = Runner(registry.get(backend), PLATFORM, 7), 0
+    for case in quick(backend).values():
+        fake_npu.reset_counters()
+        result = runner.run(case)
+        assert result.result != "failed", result
+        if result.result == "refused":
+            refused += 1
+            assert not [name for name in vendor_calls() if "FusedInfer" in name], result
+    assert refused > 250
+
+
+def result_of(fault: Fault) -> Result:
+    return Runner(registry.get(fault.backend), PLATFORM, 11).run(quick(fault.backend)[fault.case])
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+def test_a_fault_turns_its_case_red(fault: Fault) -> None:
+    before = result_of(fault)
+    assert before.result == "passed", before
+    with altered(edited(*fault.edits)):
+        after = result_of(fault)
+    assert after.result == "failed", after
+    assert result_of(fault).result == "passed", "the fault was not taken back"
+
+
+# --- once per step ---
+
+class Model:
+    """Two kinds of layer over one batch: full attention and a window, each with its caches."""
+
+    def __init__(self, lens: tuple[int, ...], new: tuple[int, ...]) -> None:
+        self.impls = hal.get_attention_impls({"full": DENSE, "window": DENSE.replace(sliding_window=9)}, PLATFORM)
+        self.new, self.pages = new, 3 * len(lens)
+        self.table = torch.arange(self.pages, dtype=torch.int32).view(len(lens), 3).flip(1)
+        self.lens, self.cu = ints(*lens), cumulated(new)
+        self.slots = torch.tensor([int(self.table[b, at // PAGE]) * PAGE + at % PAGE for b, (end, count) in
+                                   enumerate(zip(lens, new)) for at in range(end - count, end)] + [-1])
+        self.on_npu = npu({"cache_seqlens": self.lens, "page_table": self.table, "cu_seqlens_q": self.cu,
+                           "slots": self.slots})
+        self.caches = {name: impl.new_kv_cache(self.pages) for name, impl in self.impls.items()}
+        self.host = {name: tuple(torch.randn(self.pages, PAGE, HKV, D).bfloat16() for _ in "kv") for name in self.impls}
+        for name, pair in self.host.items():
+            for cache, value in zip(self.caches[name], pair):
+                cache.copy_(value)
+        self.q = torch.randn(sum(new), H, D).bfloat16()
+        self.kv = [torch.randn(sum(new) + 1, HKV, D).bfloat16() for _ in "kv"]
+        self.inputs = self.q.npu(), *(x.npu() for x in self.kv)
+
+    def step(self, layers: int) -> dict[str, torch.Tensor]:
+        q, k, v = self.inputs
+        a, out = self.on_npu, {}
+        for _ in range(layers):
+            for name, impl in self.impls.items():
+                impl.write_kv_cache(k, v, *self.caches[name], a["slots"])
+                out[name] = impl.prefill.flash_attn_with_kvcache(
+                    q, *self.caches[name], cache_seqlens=a["cache_seqlens"], page_table=a["page_table"], causal=True,
+                    cu_seqlens_q=a["cu_seqlens_q"], max_seqlen_q=max(self.new), window_size=impl.config.window_size)
+        return out
+
+    def expect(self, out: dict[str, torch.Tensor]) -> None:
+        for name, impl in self.impls.items():
+            caches = [x.clone() for x in self.host[name]]
+            for cache, new in zip(caches, self.kv):
+                cache.view(-1, HKV, D)[self.slots[:-1]] = new[:-1]
+            close(out[name], oracle.flash_attn_with_kvcache(
+                self.q, *caches, cache_seqlens=self.lens, page_table=self.table, cu_seqlens_q=self.cu, causal=True,
+                max_seqlen_q=max(self.new), window_size=impl.config.window_size))
+
+
+@pytest.mark.parametrize(("lens", "new"), [((130, 7, 300), (1, 1, 1)), ((130, 7, 300), (30, 7, 1))])
+def test_a_step_with_two_kinds_of_layer_waits_once(lens: Any, new: Any) -> None:
+    model = Model(lens, new)
+    model.expect(model.step(1))
+    given = {name: model.on_npu[name] for name in ("cache_seqlens", "page_table", "cu_seqlens_q")}
+    for layers in (1, 6):
+        torch.npu.synchronize()
+        fake_npu.reset_counters()
+        with hal.forward_context(**given):
+            out = model.step(layers)
+        assert fake_npu.counters()["host_waits"] == 1
+        assert fake_npu.counters()["blocking_copies_to_host"] == 1
+        assert fake_npu.counters()["aclnnFusedInferAttentionScoreV3"] == 2 * layers
+        model.expect(out)
+
+
+def test_a_step_whose_lengths_the_engine_has_on_the_host_does_not_wait_to_attend() -> None:
+    model = Model((130, 7, 300), (30, 7, 1))
+    a, host = model.on_npu, {"cache_seqlens_cpu": [130, 7, 300], "cu_seqlens_q_cpu": [0, 30, 37, 38]}
+    fake_npu.reset_counters()
+    with hal.forward_context(cache_seqlens=a["cache_seqlens"], cu_seqlens_q=a["cu_seqlens_q"], **host):
+        out = model.impls["full"].prefill.flash_attn_with_kvcache(
+            model.inputs[0], *model.caches["full"], cache_seqlens=a["cache_seqlens"], page_table=a["page_table"],
+            cu_seqlens_q=a["cu_seqlens_q"], max_seqlen_q=30, causal=True)
+    assert fake_npu.counters()["host_waits"] == 0
+    assert out.isfinite().all()
+
+
+def test_no_length_is_an_npu_tensor() -> None:
+    model = Model((130, 7), (1, 1))
+    fake_npu.reset_counters()
+    model.step(1)
+    seen = [arguments for name, arguments in fake_npu.calls() if "FusedInfer" in name]
+    assert len(seen) == 2
+    for arguments in seen:
+        assert arguments["actual_seq_lengths"] == [1, 2]
+        assert arguments["actual_seq_lengths_kv"] == [130, 7]
+
+
+# --- chunked context ---
+
+def test_a_chunked_context_merges_to_the_whole() -> None:
+    """MLA's prefill as engines do it: this step's tokens, causal, and the context in chunks without a mask."""
+    heads, seen, new = 5, (300, 0, 40), (7, 3, 1)
+    impl = hal.get_attention_impl(hal.AttentionConfig(num_heads=heads, mla=True, softmax_scale=SCALE, causal=False),
+                                  PLATFORM).prefill
+    q = torch.randn(sum(new), heads, 192).bfloat16()
+    keys = [[torch.randn(s + n, heads, width).bfloat16() for s, n in zip(seen, new)] for width in (192, 128)]
+
+    def part(first: Any, last: Any, causal: bool) -> Any:
+        k, v = (torch.cat([x[a:b] for x, a, b in zip(side, first, last)]) for side in keys)
+        lengths = [b - a for a, b in zip(first, last)]
+        call = {"q": q, "k": k, "v": v, "cu_seqlens_q": cumulated(new), "cu_seqlens_k": cumulated(lengths),
+                "max_seqlen_q": max(new), "max_seqlen_k": max(lengths), "causal": causal, "softmax_scale": SCALE,
+                "return_softmax_lse": True}
+        return impl.flash_attn_varlen_func(**npu(call)), oracle.flash_attn_varlen_func(**call)
+
+    got, _ = part(seen, [s + n for s, n in zip(seen, new)], True)
+    for first in (0, 128, 256):
+        starts, ends = [min(first, s) for s in seen], [min(first + 128, s) for s in seen]
+        chunk, want = part(starts, ends, False)
+        close(chunk[0], want[0])
+        assert torch.equal(chunk[1].cpu().isinf(), want[1].isinf())
+        got = merge_attention_states(*got, *chunk)
+    _, (out, lse) = part([0] * 3, [s + n for s, n in zip(seen, new)], True)
+    close(got[0], out)
+    close(got[1], lse)
+
+
+# --- graphs ---
+
+class Captured:
+    """One decode step of `batch` sequences in a graph: the new tokens written, then attention with its LSE."""
+
+    def __init__(self, config: hal.AttentionConfig, batch: int, query_len: int = 1, layers: int = 1) -> None:
+        self.impl = hal.get_attention_impl(config.replace(
+            graph=True, return_softmax_lse=True, max_decode_query_len=query_len), PLATFORM)
+        self.mla, self.query_len, self.layers = config.mla is not None, query_len, layers
+        self.window = config.window_size
+        heads = config.num_heads
+        self.pages = 1 + 3 * batch  # page 0 is for padding
+        self.k_cache, self.v_cache = self.impl.new_kv_cache(self.pages)
+        self.state = self.impl.graph_state(batch, batch * query_len, max_pages=3)
+        self.batch = self.state.prepare_capture(batch, query_len)
+        widths = (ROPE, LATENT) if self.mla else (D,)
+        self.q = [torch.zeros(batch, query_len, heads, width, dtype=torch.bfloat16, device="npu") for width in widths]
+        kv_heads = 1 if self.mla else HKV
+        self.kv = [torch.zeros(batch * query_len, kv_heads, cache.shape[-1], dtype=torch.bfloat16, device="npu")
+                   for cache in (self.k_cache, self.v_cache)]
+        with self.batch.warm_up():
+            self.call()
+        self.graph = torch.npu.NPUGraph()
+        with self.batch.capture(), torch.npu.graph(self.graph):
+            self.out, self.lse = self.call()
+
+    def call(self) -> Any:
+        for _ in range(self.layers):
+            self.impl.write_kv_cache(*self.kv, self.k_cache, self.v_cache, self.batch.slot_mapping)
+            result = self.impl.flash_attn_with_kvcache(
+                self.q[0], self.k_cache, self.v_cache, cache_seqlens=self.batch.cache_seqlens,
+                page_table=self.batch.page_table, causal=True, return_softmax_lse=True,
+                **({"qv": self.q[1], "softmax_scale": SCALE} if self.mla else {"window_size": self.window}))
+        return result
+
+    def new_step(self, lens: list[int]) -> dict[str, Any]:
+        """New queries, keys and lengths (query_len of them new); what prepare_replay is given, on the host."""
+        order = torch.randperm(self.pages - 1)[: 3 * len(lens)] + 1
+        table = order.view(len(lens), 3).int()
+        slots = [int(table[b, at // PAGE]) * PAGE + at % PAGE for b, end in enumerate(lens)
+                 for at in range(end - self.query_len, end)]
+        for x in (*self.q, *self.kv):
+            x.copy_(torch.randn(x.shape))
+        return {"cache_seqlens": ints(*lens), "page_table": table, "slot_mapping": torch.tensor(slots)}
+
+    def expect(self, given: dict[str, Any]) -> None:
+        n = len(given["cache_seqlens"])
+        q = [x[:n].cpu() for x in self.q]
+        want, lse = oracle.flash_attn_with_kvcache(
+            q[0], self.k_cache.cpu(), self.v_cache.cpu(), cache_seqlens=given["cache_seqlens"],
+            page_table=given["page_table"], causal=True, return_softmax_lse=True,
+            **({"qv": q[1], "softmax_scale": SCALE} if self.mla else {"window_size": self.window}))
+        close(self.out[:n], want)
+        close(self.lse[:n], lse)
+        count = n * self.query_len
+        for cache, new in zip((self.k_cache, self.v_cache), self.kv):
+            written = cache.cpu().view(-1, *cache.shape[2:])[given["slot_mapping"][:count]]
+            assert torch.equal(written, new[:count].cpu())
+
+
+@pytest.mark.parametrize(("config", "query_len"), [
+    (DENSE, 1), (DENSE.replace(sliding_window=9), 3), (MLA, 1), (MLA, 3)], ids=["dense", "window", "mla", "mla-q3"])
+def test_a_captured_step_follows_the_lengths_of_each_replay(config: hal.AttentionConfig, query_len: int) -> None:
+    captured = Captured(config, 4, query_len)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(100):
+        n = int(torch.randint(1, 5, (), generator=generator))
+        lens = torch.randint(query_len, 3 * PAGE + 1, (n,), generator=generator).tolist()
+        given = captured.new_step(lens)
+        captured.state.prepare_replay(4, query_len, **npu(given))
+        captured.graph.replay()
+        captured.expect(given)
+
+
+def test_a_replay_waits_no_more_than_once() -> None:
+    captured = Captured(DENSE, 2, layers=5)
+    given = captured.new_step([200, 7])
+    on_npu = npu(given)
+    fake_npu.reset_counters()
+    captured.state.prepare_replay(2, **on_npu)
+    captured.graph.replay()
+    assert fake_npu.counters()["host_waits"] == 1
+    fake_npu.reset_counters()
+    captured.state.prepare_replay(2, **on_npu, cache_seqlens_cpu=[200, 7])
+    captured.graph.replay()
+    assert fake_npu.counters()["host_waits"] == 0
+    captured.expect(given)
+
+
+def test_stale_lengths_are_seen() -> None:
+    captured = Captured(DENSE, 2)
+    given = captured.new_step([100, 200])
+    captured.state.prepare_replay(2, **npu(given))
+    captured.graph.replay()
+    captured.expect(given)
+    # Other lengths with the updates left out, as a backend would that does not know of them.
+    [plan] = [plan for *_, plan in captured.batch._epoch.made if hasattr(plan, "tasks")]
+    task = plan.tasks.pop()
+    given = captured.new_step([101, 7])
+    captured.state.prepare_replay(2, **npu(given))
+    captured.graph.replay()
+    with pytest.raises(RuntimeError, match="waits for an event that nobody records"):  # on the chip it hangs
+        torch.npu.synchronize()
+    plan.q_ends, plan.keys = [1, 2], [100, 200]
+    task()  # the update, with the lengths of the step before
+    torch.npu.synchronize()
+    with pytest.raises(AssertionError):
+        captured.expect(given)
+    plan.tasks.append(task)
+    captured.state.prepare_replay(2, **npu(given))
+    captured.graph.replay()
+    captured.expect(given)
+
+
+def test_a_graph_that_hal_does_not_know_of_is_refused() -> None:
+    impl = hal.get_attention_impl(DENSE, PLATFORM)
+    k_cache, v_cache = impl.new_kv_cache(2)
+    call = npu({"q": torch.zeros(1, 1, H, D).bfloat16(), "cache_seqlens": ints(5), "page_table": ints(1)[None]})
+    with hal.forward_context(cache_seqlens=call["cache_seqlens"], cache_seqlens_cpu=[5]):
+        impl.flash_attn_with_kvcache(**call, k_cache=k_cache, v_cache=v_cache, causal=True)
+        with pytest.raises(RuntimeError, match=r"would keep the lengths .* graph_state\(\)"), \
+                torch.npu.graph(torch.npu.NPUGraph()):
+            impl.flash_attn_with_kvcache(**call, k_cache=k_cache, v_cache=v_cache, causal=True)
+
+
+def test_batches_of_one_state_are_captured_side_by_side() -> None:
+    captured = Captured(DENSE, 4)
+    small = captured.state.prepare_capture(2)
+    captured.batch, large, first = small, captured.batch, (captured.graph, captured.out, captured.lse)
+    q, kv = captured.q, captured.kv
+    captured.q, captured.kv = [x[:2].clone() for x in q], [x[:2].clone() for x in kv]
+    with small.warm_up():
+        captured.call()
+    graph = torch.npu.NPUGraph()
+    with small.capture(), torch.npu.graph(graph):
+        second = graph, *captured.call()
+    two = captured.q, captured.kv
+    for lens, batch, (own, captured.out, captured.lse), (captured.q, captured.kv) in (
+            ([5, 300], small, second, two), ([1, 129, 256, 384], large, first, (q, kv)), ([9], small, second, two)):
+        given = captured.new_step(lens)
+        captured.state.prepare_replay(batch.batch, **npu(given))
+        own.replay()
+        captured.expect(given)
+
+
+# --- writing ---
+
+def caches() -> Any:
+    impl = hal.get_attention_impl(DENSE, PLATFORM)
+    return impl, *impl.new_kv_cache(2)
+
+
+@pytest.mark.parametrize("kept", [(), (0,), (2,), (0, 1, 2)])
+def test_skipped_slots_leave_every_row_alone(kept: tuple[int, ...]) -> None:
+    impl, *pair = caches()
+    for cache in pair:
+        cache.copy_(torch.randn(cache.shape))
+    before = [cache.cpu() for cache in pair]
+    new = [torch.randn(3, HKV, D).bfloat16() for _ in "kv"]
+    slots = torch.tensor([(7, 200, 255)[i] if i in kept else -1 for i in range(3)])
+    impl.write_kv_cache(*(x.npu() for x in new), *pair, slots.npu())
+    for cache, old, x in zip(pair, before, new):
+        for i in kept:
+            old.view(-1, HKV, D)[slots[i]] = x[i]
+        assert torch.equal(cache.cpu(), old)
+
+
+@pytest.mark.parametrize("slot", [256, -2])
+def test_a_slot_outside_the_cache_is_refused_before_anything_is_written(slot: int) -> None:
+    impl, *pair = caches()
+    x = torch.ones(2, HKV, D, dtype=torch.bfloat16, device="npu")
+    fake_npu.reset_counters()
+    with pytest.raises(ValueError, match=f"slot_mapping holds {slot}, .*0 to 255"):
+        impl.write_kv_cache(x, x, *pair, torch.tensor([3, slot]).npu())
+    assert vendor_calls() == []
