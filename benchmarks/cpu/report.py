@@ -57,7 +57,8 @@ def _cell(cell: dict[str, Any], subject: str, group: str) -> tuple[str, ...]:
     results = cell["contenders"]
     own = results.get(subject, {})
     chunk = f"+{case.chunk}" if case.chunk else ""
-    head = (f"{case.batch}x{case.seqlen}{chunk}", case.heads.partition(" 32")[0], SHORT[case.dtype], str(case.page_size))
+    attn = case.heads.partition(" 32")[0]
+    head = (f"{case.batch}x{case.seqlen}{chunk}", attn, SHORT[case.dtype], str(case.page_size))
     timed = "median_s" in own
     shown = figures(own) if timed else (own.get("status", "absent").upper(), "-")
 
