@@ -45,7 +45,7 @@ def over_case(**changes: Any) -> Callable[[Cells, str, str], Ratio | None]:
     """HAL's time in the same case with some fields changed, over HAL's time in this one."""
 
     def ratio(cells: Cells, key: str, subject: str) -> Ratio | None:
-        other = Case(**cells[key]["case"]).but(**{"flex": False, **changes})
+        other = Case(**cells[key]["case"]).but(**changes)
         return _quotient(_times(cells, other, subject), _times(cells, key, subject))
 
     return ratio
