@@ -278,7 +278,8 @@ def test_figures_are_cpu_time_on_one_thread_and_wall_time_on_two() -> None:
 # -- the report and the command --
 
 
-ABOUT = {"platform": CPU.to_dict(), "amx": True, "cpus": 2, "versions": {"torch": "2.13.0"}, "date": "2026-01-01"}
+ABOUT = {"platform": CPU.to_dict(), "amx": True, "cpu_isa": "x86_64_v4_amx", "cpus": 2,
+         "versions": {"torch": "2.13.0"}, "date": "2026-01-01"}
 
 
 def test_the_tables_fit_a_terminal_and_say_everything() -> None:

