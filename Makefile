@@ -13,6 +13,7 @@ TORCH ?= $(or $(word 2,$(made-with)),torch==2.13.0)
 
 pip = .venv/bin/python -m pip --disable-pip-version-check
 stamp = .venv/installed
+kernels = .venv/kernels
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint ci ci-full wheel clean
@@ -20,7 +21,7 @@ stamp = .venv/installed
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-install: $(stamp)  ## make .venv with torch, HAL and its tools, and fetch the default model
+install: $(stamp) $(kernels)  ## make .venv with torch, HAL and its tools, and fetch the default model
 	@.venv/bin/python -m hal.default_model >/dev/null
 
 run: install  ## the main job: generate text through HAL
@@ -46,7 +47,7 @@ wheel: install  ## build the wheel into dist/
 	@ls dist
 
 clean:  ## remove .venv, builds and caches
-	rm -rf .venv .venv-* build dist *.egg-info ci/logs .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf .venv .venv-* build dist *.egg-info hal/kernels/cpu/*.so hal/kernels/cpu/not_built.txt ci/logs .pytest_cache .mypy_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ifneq ($(PYTHON) $(TORCH),$(made-with))
@@ -65,4 +66,9 @@ endif
 	$(pip) install -q -c .venv/constraints.txt -e ".[generate,bench,test,lint]"
 	$(pip) install -q -c .venv/constraints.txt --no-deps accelerate psutil
 	@.venv/bin/python ci/check_torch.py "$(TORCH)"
+	@touch $@ $(kernels)
+
+# Changed sources alone: the editable install above builds them too. Without a compiler it says so and goes on.
+$(kernels): $(stamp) setup.py $(wildcard hal/kernels/cpu/*.cpp hal/kernels/cpu/*.h)
+	.venv/bin/python setup.py --quiet build_ext --inplace
 	@touch $@

@@ -86,6 +86,11 @@ class AttentionBackend:
     sources: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
+    def not_built(cls) -> str | None:
+        """Why HAL's own kernels that this backend needs are not in this installation; None where nothing is missing."""
+        return None
+
+    @classmethod
     def level(cls, platform: Platform) -> str:
         """Highest verification level on one platform, of hal/levels.py and `levels`; "declared" where nothing more."""
         proven = REACHED.get(cls.name, {}).get(str(platform), (LEVELS[0], ""))[0]
@@ -179,6 +184,9 @@ class AttentionBackend:
                 reasons += [missing] if missing else cls.package_reasons(package, config)
         if not cls.adapter and not packages.adapters_assumed:
             reasons.append(f"adapter is not written yet ({name}: it can be asked about, not used)")
+        missing_kernels = None if packages.adapters_assumed else cls.not_built()
+        if missing_kernels:
+            reasons.append(missing_kernels)
         return reasons
 
     @classmethod

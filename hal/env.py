@@ -51,6 +51,14 @@ def _seconds(value: str) -> float:
     return seconds
 
 
+def _isa(value: str) -> str:
+    from hal.kernels.cpu.library import ISAS
+
+    if value not in ISAS:
+        raise ValueError(f"expected one of {', '.join(ISAS)}")
+    return value
+
+
 @dataclass(frozen=True)
 class Variable:
     """One environment variable: how its text is read, its default and one line of help."""
@@ -65,6 +73,7 @@ VARIABLES: Mapping[str, Variable] = {
     "HAL_ATTENTION_BACKEND": Variable(_backend, "auto", "backend used for 'auto'; strict"),
     "HAL_PLUGINS": Variable(_names, None, "comma list of entry points to load; unset: all, empty: none"),
     "HAL_CHECK": Variable(_flag, False, "1: validate every call of the two functions before it is launched"),
+    "HAL_CPU_ISA": Variable(_isa, None, "variant of the cpu backend's kernels; unset: the best that the CPU runs"),
     "HAL_PROBE_TIMEOUT": Variable(_seconds, 60.0, "seconds a vendor package may take to import in a probe"),
     "HAL_CACHE_DIR": Variable(_text, None, "folder for prepared models; default: the user's cache folder"),
 }

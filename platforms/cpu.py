@@ -20,10 +20,10 @@ _V4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
 # vLLM 0.33 runs its C++ kernels on every CPU (CPU_ATTN). SGLang 0.5.23: intel_amx on x86, torch_native on ARM. HAL's
-# C++ kernels come first on both. flex_attention was slower than gathering pages for SDPA where both were measured
-# (torch 2.13, two cores), so the portable floor goes before it. Neither of the two serves MLA.
+# C++ kernels come first on both (benchmarks/cpu). flex_attention was slower than gathering pages for SDPA where both
+# were measured (torch 2.13, two cores), so the portable floor goes before it; it serves no MLA.
 _DENSE = ("cpu", "torch", "flex_attention")
-_MLA = ("torch",)
+_MLA = ("cpu", "torch")
 
 
 def priority(arch: str | None, mla: bool, phase: str) -> tuple[str, ...]:

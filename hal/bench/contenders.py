@@ -25,7 +25,7 @@ class Contender:
     """One who can be called. page_size, kv_layout, allocator and q_dtype: who shares them reads the same cache.
 
     target: the function it ends in, for people. new_cache, write: an impl's, in its kernel's layout. allocator: whose
-    new_kv_cache that is, for one layout can have several strides; "" is HAL's own.
+    new_kv_cache that is, for one layout can have several strides; "" is HAL's own. kind: backend, peer or limit.
     """
 
     name: str
@@ -132,5 +132,5 @@ def _peer(name: str, config: AttentionConfig, platform: Platform) -> Contender |
     target = f"{getattr(make, '__module__', '')}.{getattr(make, '__qualname__', type(make).__name__)}"
     functions = {"flash_attn_with_kvcache": peer.flash_attn_with_kvcache,
                  "flash_attn_varlen_func": peer.flash_attn_varlen_func}
-    return Contender(name, "peer", target, peer.note, functions, size, AttentionBackend.kv_layout, config.dtype,
-                     new_cache, write_kv_cache, peer.prepare)
+    return Contender(name, "limit" if peer.limit else "peer", target, peer.note, functions, size,
+                     AttentionBackend.kv_layout, config.dtype, new_cache, write_kv_cache, peer.prepare)

@@ -18,13 +18,16 @@ class Peer:
     """Two functions with the contract's calling convention (hal.contract), made for one config and one device.
 
     note: what a reader must know to judge the figure. prepare(function's name, its keyword arguments) -> the keyword
-    arguments the function is then called with: work that is not timed, such as laying the cache out anew.
+    arguments the function is then called with (they may be others than the contract's): work that is not timed, such
+    as laying the cache out anew. limit: no attention but a part of what it costs, such as reading the same bytes; what
+    it returns is not compared with the oracle.
     """
 
     flash_attn_with_kvcache: Callable[..., Any]
     flash_attn_varlen_func: Callable[..., Any]
     note: str = ""
     prepare: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
+    limit: bool = False
 
 
 #: Makes a peer; config.page_size is that of the cache it will read. Raises ValueError or ImportError, the reason

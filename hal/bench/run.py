@@ -30,8 +30,9 @@ class Run:
     seconds: float
 
 
-def execute(settings: Settings, cells: list[Cell]) -> Run:
-    """Check and time everyone in `cells`, whose entries get their results. Progress goes to stderr."""
+def execute(settings: Settings, cells: list[Cell], progress: Progress | None = None) -> Run:
+    """Check and time everyone in `cells`, whose entries get their results. Progress goes to stderr, or to the caller's
+    own, of PASSES * len(cells) steps."""
     import torch
 
     begin = time.monotonic()
@@ -40,7 +41,7 @@ def execute(settings: Settings, cells: list[Cell]) -> Run:
     measured: list[dict[str, Any]] = []
     # An accelerator's calls find its L2 cold whatever they rotate over, so its bandwidth is that of memory.
     size = settings.cold_bytes if settings.platform.kind == "cpu" else max(settings.cold_bytes, 256 << 20)
-    with torch.inference_mode(), Progress(PASSES * len(cells)) as progress:
+    with torch.inference_mode(), progress or Progress(PASSES * len(cells)) as progress:
         if settings.rounds is None and settings.seconds * len(cells) > 2:
             progress.say(f"{len(cells)} shapes, about {settings.seconds:g} s each and what building and checking "
                          f"take: {_minutes(len(cells) * (settings.seconds + 3))}")

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     passed = len(rows)
     # A plugin that can't be used is shown whatever was asked: what it would have served is not known.
     rows += [{"name": name, "aliases": [], "package": None, "levels": {}, "level": None, "evidence": [],
-              "features": {}, "platforms": {}, "adapter": None, "failed": reason}
+              "features": {}, "platforms": {}, "adapter": None, "not_built": None, "failed": reason}
              for name, reason in registry.plugin_failures().items()]
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -104,7 +104,8 @@ def _plain(distribution: str) -> str:
 
 def _describe(backend: type[AttentionBackend]) -> dict[str, Any]:
     """One backend as JSON. `platforms`, `adapter` (False: not written yet, it can be asked about but not used)
-    and `failed` (why a plugin can't be used, or null) are beside the stable keys."""
+    `not_built` (why HAL's own kernels are missing here) and `failed` (why a plugin can't be used) are null where all is
+    well; both are beside the stable keys."""
     archs = {kind: list(archs) for kind, archs in backend.platforms.items()}
     levels = {}
     for kind, module in platform_table().items():
@@ -118,13 +119,14 @@ def _describe(backend: type[AttentionBackend]) -> dict[str, Any]:
             "evidence": list(dict.fromkeys([*backend.evidence, *(
                 proof for _, proof in REACHED.get(backend.name, {}).values())])),
             "features": {name: name in backend.features for name in FEATURES},
-            "platforms": archs, "adapter": backend.adapter, "failed": None}
+            "platforms": archs, "adapter": backend.adapter,
+            "not_built": backend.not_built(), "failed": None}
 
 
 def _row(row: dict[str, Any]) -> tuple[str, str, str]:
     if row["failed"]:
         return row["name"], "failed", row["failed"]
-    told = ["" if row["adapter"] else "adapter not written yet",
+    told = ["" if row["adapter"] else "adapter not written yet", row["not_built"] or "",
             ", ".join(f"{kind} ({' '.join(archs) or 'all'})" for kind, archs in row["platforms"].items()),
             f"package {row['package']}" if row["package"] else "",
             ", ".join(name for name, served in row["features"].items() if served) or "no optional feature"]

@@ -1,0 +1,65 @@
+// All kernels for one ISA: compiled once a variant, with its flags and HAL_NS its namespace. Nothing of the standard
+// library that may end up outside the namespace (a function shared by variants would be of whichever ISA is linked).
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#include "job.h"
+
+namespace HAL_NS {
+#include "simd.h"
+#include "gemm.h"
+#include "common.h"
+#include "tiles.h"
+#include "rows.h"
+#include "write.h"
+
+static int run(const Job* j, int64_t i) {
+    const Item& it = j->items[i];
+    const HalCall& c = *j->call;
+    // bfloat16 and fp8 are exact in bfloat16.
+    const bool pairs = c.q.dtype != HAL_F32 && c.q.dtype != HAL_F16 && c.k.dtype != HAL_F32 && c.k.dtype != HAL_F16;
+    (void)pairs;
+    if (it.rows) {
+#if defined(__AVX512BF16__)
+        if (pairs && c.k.dtype == HAL_BF16) return few_rows<Dot>(*j, it);
+#endif
+        switch (c.k.dtype) {
+            case HAL_F32: return few_rows<Plain<F32>>(*j, it);
+            case HAL_BF16: return few_rows<Plain<BF16>>(*j, it);
+            case HAL_F16: return few_rows<Plain<F16>>(*j, it);
+            case HAL_E4M3: return few_rows<Plain<E4M3>>(*j, it);
+            default: return few_rows<Plain<E5M2>>(*j, it);
+        }
+    }
+#if defined(__AVX512BF16__)
+    if (pairs) return tiles<Pairs>(*j, it);
+#endif
+    return tiles<Fp32>(*j, it);
+}
+
+static int64_t block_rows(const Job* j) {
+    int64_t width = j->dim + j->dim_v + j->dim_qv;
+    return width <= 256 ? 256 : width <= 640 ? 128 : 64;
+}
+
+static int ready() {
+#if defined(__AMX_BF16__)
+    // Linux gives a process the tile registers when it asks for them (arch_prctl ARCH_REQ_XCOMP_PERM, XTILEDATA).
+    return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+    return 1;
+#endif
+}
+
+extern const Kernels kernels;
+const Kernels kernels = {run, append, write, block_rows, ready};
+}  // namespace HAL_NS
