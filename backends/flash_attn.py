@@ -39,7 +39,6 @@ class FlashAttention3(AttentionBackend):
     page_sizes = PageSizes(64)  # any; MLA kernels of the same GPUs read 64: kinds of layer can share it
     features = frozenset({"sliding_window", "attention_chunk", "softcap", "sinks", "non_causal", "return_softmax_lse",
                           "context_parallel", "deterministic"})
-    # With vllm without rotary, cache_leftpad and seqused, which its function has no arguments for: refused by name.
     calls = frozenset({"append", "rotary", "cache_batch_idx", "cache_leftpad", "unpaged", "strided_cache",
                        "packed_decode", "paged_varlen", "seqused", "descale_per_head"})
     graph_level = "uniform batch"  # vLLM 0.33, its builder for FLASH_ATTN
@@ -55,6 +54,11 @@ class FlashAttention3(AttentionBackend):
     def q_dtype(cls, config: AttentionConfig) -> str:
         """fp8 with an fp8 cache: "query and key must have the same dtype" (flash_api.cpp)."""
         return "fp8_e4m3" if config.stored_dtype == "fp8_e4m3" else config.dtype
+
+    @classmethod
+    def calls_of(cls, package: Package | None) -> frozenset[str]:
+        """vLLM's function has no arguments for three of them."""
+        return cls.calls - {"rotary", "cache_leftpad", "seqused"} if package is VLLM else cls.calls
 
     @classmethod
     def package_reasons(cls, package: Package, config: AttentionConfig) -> list[str]:

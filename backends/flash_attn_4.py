@@ -12,6 +12,7 @@ from hal.backends.flash_attn_v2 import splits
 from hal.backends.nvidia import SM80_UP, SM100, expanded_only
 from hal.backends.refuse import keep, mask, refuse, require
 from hal.capabilities import HeadDims, PageSizes
+from hal.config import MLADims
 from hal.contract import VARLEN, WITH_KVCACHE
 from hal.packages import Package
 
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 # interface.py, _flash_attn_fwd: "paged KV not supported on SM 8.0" and "Paged KV not supported on SM 12.0", by
 # family: sm80, sm86, sm87, sm89, sm120 and sm121.
 _PAGED = ("sm90", "sm100", "sm103", "sm110")
-# One family in interface.py ("arch // 10 in [10, 11]"), with its own head dims and a kernel apart for 256.
+# One family in interface.py ("arch // 10 in [10, 11]"), with its own head dims and, in b27, a kernel apart for 256.
 _BLACKWELL = (*SM100, "sm110")
+# 101,376 bytes of shared memory: tiles of 256/256 need 131,072 (FlashAttentionForwardSm120.can_implement, which
+# interface.py never asks).
+_SMALL = ("sm86", "sm89", "sm120", "sm121")
+_SINKS = ("torch.bfloat16", "torch.float16", "torch.float32")  # interface.py, _LEARNABLE_SINK_DTYPES
 Function = Callable[..., Any]
 
 
@@ -49,7 +54,7 @@ class FlashAttention4(AttentionBackend):
     page_sizes = PageSizes(128)
     features = frozenset({"sliding_window", "softcap", "sinks", "non_causal", "return_softmax_lse", "deterministic"})
     calls = frozenset({"cache_batch_idx", "unpaged", "strided_cache", "packed_decode", "paged_varlen", "seqused"})
-    # DeepSeek; GLM-5's 192+64; 64+64. All within the head dims of every arch below.
+    # DeepSeek; GLM-5's 192+64 (not on _SMALL); 64+64.
     mla_prefill = ((192, 128), (256, 256), (128, 128))
     attention_types = ("decoder", "encoder", "encoder_only", "encoder_decoder")
     max_decode_query_len = None
@@ -65,25 +70,36 @@ class FlashAttention4(AttentionBackend):
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
         if config.mla is not None:  # expanded: no pages, no fp8, dims as in mla_prefill
-            return cls._dedicated_reasons(config, platform) if cls._expands(config, phase) else []
+            return cls._expanded_rules(config, platform) if cls._expands(config, phase) else []
         d, dv, arch, reasons = config.head_dim, config.v_dim, platform.arch, []
         if arch not in _PAGED:
             reasons.append(f"paged KV cache on {arch} is not supported (flash_attn_4: {', '.join(_PAGED)}; elsewhere "
                            "it asserts that page_table is None)")
         if arch in _BLACKWELL and (d > 128 or dv > 128) and (d, dv) not in ((192, 128), (256, 256)):
             reasons.append(f"head_dim {d} with head_dim_v {dv} is not supported on {arch} (flash_attn_4: up to 128 "
-                           "with up to 128, 192 with 128, 256 with 256)")
+                           "with up to 128, 192 with 128)")
         if d != dv and (d % 16 or dv % 16 or max(d, dv) > 256):
             reasons.append(f"head_dim {d} with head_dim_v {dv} is not supported (flash_attn_4: multiples of 16 up "
                            "to 256)")
         if arch in _BLACKWELL and (d, dv) == (256, 256):
-            reasons.append(f"head_dim 256 on {arch} is not supported (flash_attn_4: its kernel for 256 there takes no "
-                           "seqused_k, which a paged KV cache needs)")
+            reasons.append(f"head_dim 256 on {arch} is not supported (flash_attn_4: 4.0.0b27's kernel for 256 there "
+                           "takes no seqused_k, which a paged KV cache needs)")
+        return reasons + cls._dedicated_reasons(config, platform)
+
+    @classmethod
+    def _expanded_rules(cls, config: AttentionConfig, platform: Platform) -> list[str]:
+        assert isinstance(config.mla, MLADims)
+        d, arch, reasons = config.mla.qk_nope_head_dim + config.mla.qk_rope_head_dim, platform.arch, []
+        if config.sinks and arch not in _PAGED:  # flash_fwd.py: "Learnable sink is not supported in this kernel"
+            reasons.append(f"sinks on {arch} is not supported (flash_attn_4: {', '.join(_PAGED)})")
+        if d == 256 and arch in _SMALL:
+            reasons.append(f"MLA prefill with head_dim 256 and head_dim_v {config.mla.v_head_dim} on {arch} is not "
+                           "supported (flash_attn_4: up to 192 there; tiles of 256 need more shared memory)")
         return reasons + cls._dedicated_reasons(config, platform)
 
     @classmethod
     def _dedicated(cls, config: AttentionConfig, platform: Platform) -> bool:
-        """Whether sm100's kernel for 256 serves."""
+        """Whether sm100's kernel for 256 serves, in 4.0.0b27; b36 has none apart. The narrower one is declared."""
         mla = config.mla
         wide = config.head_dim if mla is None or isinstance(mla, bool) else mla.qk_nope_head_dim + mla.qk_rope_head_dim
         return platform.arch in _BLACKWELL and wide == 256
@@ -120,6 +136,8 @@ def _call(vendor: Function, config: AttentionConfig, arch: str) -> Function:
         if not splittable and num_splits not in (0, 1):
             raise ValueError(f"num_splits {num_splits} is not supported ({_NAME} with head_dim_v {config.v_dim} on "
                              f"{arch}: 1, which 0 means then)")
+        if sinks is not None and str(sinks.dtype) not in _SINKS:
+            raise ValueError(f"sinks {sinks.dtype} is not supported ({_NAME}: {', '.join(_SINKS)})")
         causal, window = mask_4(causal, window_size)
         out, softmax_lse = vendor(q, k, v, softmax_scale=scale if softmax_scale is None else softmax_scale,
                                   causal=causal, window_size=window, learnable_sink=sinks, return_lse=lse,

@@ -43,7 +43,7 @@ def with_kvcache(vendor: Any, config: AttentionConfig) -> Function:
         uniform = not packed or q.shape[0] == batch * most  # each sequence has at most so many
         if k is not None:
             require(NAME, "with k", v=v, cache_seqlens=cache_seqlens)
-            if cu_seqlens_k_new is not None or not uniform or not q.numel():
+            if not q.numel() or not cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most):
                 seqlens = cache.write(k, v, k_cache, v_cache, seqlens, cu_seqlens_k_new, table, index, batch)
                 k = v = None
         else:
@@ -54,8 +54,8 @@ def with_kvcache(vendor: Any, config: AttentionConfig) -> Function:
                 "window_size": window_size, "softcap": softcap}
         at = None
         if not uniform:
-            way, plan = route(q.device, (seqlens, cu_seqlens_q),
-                              (q.shape[0], batch, most, table is not None and not num_splits and _may_ask_the_host()))
+            ask = table is not None and seqlens is not None and not num_splits and _may_ask_the_host()
+            way, plan = route(q.device, (seqlens, cu_seqlens_q), (q.shape[0], batch, most, ask))
             if way == "varlen":
                 result = varlen(q, k_cache, v_cache, cu_seqlens_q, plan, max(most, 2),
                                 table.shape[1] * k_cache.shape[1], block_table=table,

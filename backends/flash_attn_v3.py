@@ -32,7 +32,8 @@ VLLM = Package("vllm", "vllm.vllm_flash_attn.flash_attn_interface", VLLM_INSTALL
 
 _DESCALES = frozenset({"q_descale", "k_descale", "v_descale"})
 _MASK = frozenset({"causal", "window_size", "softcap"})
-_APPEND = frozenset({"rotary_cos", "rotary_sin", "rotary_seqlens", "rotary_interleaved", "cache_leftpad"})
+_ROTARY = frozenset({"rotary_cos", "rotary_sin", "rotary_seqlens", "rotary_interleaved"})
+_APPEND = _ROTARY | {"cache_leftpad"}
 _CP = frozenset({"cp_world_size", "cp_rank", "cp_tot_seqused_k"})
 
 
@@ -66,6 +67,9 @@ def build_of(vendor: ModuleType, package: Package, name: str) -> Build:
     """Raises RuntimeError for a build that is too old: no version tells, those before and after 203b9b3d (August 2025)
     all call themselves 3.0.0."""
     build = BUILDS[package]
+    if getattr(vendor, "FA3_AVAILABLE", True) is False:  # vLLM's; a call would miss its op
+        raise RuntimeError(f"{package.distribution} was built without version 3 ({name}: "
+                           f"{getattr(vendor, 'FA3_UNAVAILABLE_REASON', None) or 'it gives no reason'})")
     if build.lse not in inspect.signature(vendor.flash_attn_varlen_func).parameters:
         raise RuntimeError(f"{package.module}.flash_attn_varlen_func has no {build.lse} ({name}: builds of "
                            f"{package.distribution} from September 2025 on); {package.install}")
@@ -101,24 +105,38 @@ def with_kvcache(vendor: ModuleType, config: AttentionConfig, build: Build, name
         table = cache.rows(page_table, cache_batch_idx, batch)
         index = cache_batch_idx if table is None else None
         seqlens = cache.lengths(cache_seqlens, batch, q.device)
+        rotary = given.get("rotary_cos") is not None
         if k is not None:
             require(name, "with k", v=v, cache_seqlens=cache_seqlens)
-            if not appends:
+            if given.get("cp_world_size", 1) != 1:  # each rank would store all of them
+                refuse(f"{name} with cp_world_size {given['cp_world_size']}", WITH_KVCACHE, {"k": k})
+            local = tuple(given.get("window_size", (-1, -1))) != (-1, -1)
+            # A window as wide as the table counts as none in the kernel, and q's rotation hangs on that.
+            turns_by_width = rotary and local and not given.get("causal")
+            if not appends or turns_by_width or not cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most):
+                if rotary:
+                    require(name, "with rotary_cos", rotary_sin=given.get("rotary_sin"))
+                    moving = bool(given.get("causal") or local or given.get("attention_chunk"))
+                    turn = {n.removeprefix("rotary_"): given.pop(n, None) for n in _ROTARY}
+                    q, k = cache.turned(q, k, seqlens, cu_seqlens_q, cu_seqlens_k_new, moving, **turn)
+                    rotary = False
                 seqlens = cache.write(k, v, k_cache, v_cache, seqlens, cu_seqlens_k_new, table, index, batch)
-                k = v = cu_seqlens_k_new = None
+                k = v = None
         else:
-            refuse(f"{name} without k", WITH_KVCACHE, {"v": v, "cu_seqlens_k_new": cu_seqlens_k_new})
+            refuse(f"{name} without k", WITH_KVCACHE, {"v": v, "cu_seqlens_k_new": cu_seqlens_k_new,
+                                                       "rotary_cos": given.pop("rotary_cos", None)})
         if index is not None and build.package is VLLM:
             table, index = index[:, None], None  # without such an argument: each row of the cache is a page
         width = k_cache.shape[1] * (1 if table is None else table.shape[1])
         if fp8:
+            _for_fp8(given, name, WITH_KVCACHE, q)
             _spread_descales(given, batch, k_cache.shape[-2], q.device)
-        if given.get("rotary_cos") is not None and table is not None:
+        if rotary and table is not None:
             _lengthen(given, width)
         if schedule is not None and seqlens is not None and STATE.current is not None \
                 and given.get("scheduler_metadata") is None:
             given["scheduler_metadata"] = schedule(
-                q.device, (seqlens, cu_seqlens_q, cu_seqlens_k_new, given.get("cache_leftpad")),
+                q.device, (seqlens, cu_seqlens_q, given.get("cache_leftpad")),
                 (batch, most, width, q.shape[-2], k_cache.shape[-2], q.shape[-1],
                  v_cache.shape[-1], q.dtype, None if table is None else k_cache.shape[1],
                  0 if k is None else k.shape[-3], given.get("causal", False),
@@ -128,7 +146,7 @@ def with_kvcache(vendor: ModuleType, config: AttentionConfig, build: Build, name
         if build.package is VLLM:
             given["max_seqlen_k"] = width
         else:
-            given.update(k=k, v=v, cu_seqlens_k_new=cu_seqlens_k_new, cache_batch_idx=index)
+            given.update(k=k, v=v, cu_seqlens_k_new=None, cache_batch_idx=index)  # packed ones are written by now
         result = attend(q, k_cache, v_cache, qv=qv, cache_seqlens=seqlens, page_table=table, cu_seqlens_q=cu_seqlens_q,
                         max_seqlen_q=max_seqlen_q, softmax_scale=softmax_scale, num_splits=num_splits,
                         return_softmax_lse=return_softmax_lse, **given)
@@ -174,6 +192,7 @@ def varlen_func(vendor: ModuleType, config: AttentionConfig, build: Build, name:
                 max_seqlen_k=max_seqlen_k)
         given["num_splits"] = splits(name, given.get("num_splits", 1), one_split)
         if fp8:
+            _for_fp8(given, name, VARLEN, q)
             _spread_descales(given, cu_seqlens_q.shape[0] - 1, k.shape[-2], q.device)
         _pass_sinks(given, name, build, sinks)
         given[qv_name] = qv
@@ -203,6 +222,12 @@ def _pass_sinks(given: dict[str, Any], name: str, build: Build, sinks: Any) -> N
     given[build.sinks] = sinks
 
 
+def _for_fp8(given: dict[str, Any], name: str, contract: inspect.Signature, q: Tensor) -> None:
+    """Descales beside 16 bits, in a prefill of an fp8 cache say, are ignored by the kernels without a word."""
+    if q.dtype.itemsize > 1:
+        refuse(f"{name} with q of {q.dtype}", contract, {n: given.pop(n) for n in list(given) if n in _DESCALES})
+
+
 def _spread_descales(given: dict[str, Any], batch: int, num_kv_heads: int, device: Any) -> None:
     """Descales as the kernel wants them, [B, Hkv]; the contract allows scalars."""
     import torch
@@ -228,14 +253,14 @@ def _scheduler(vendor: ModuleType) -> Function:
     """`make` of the schedule that one step's layers share. Its widths are the call's: the kernel resolves windows and
     splits by them, in both functions, and takes no notice where they differ."""
 
-    def scheduler_metadata(device: Any, cache_seqlens: Any, cu_seqlens_q: Any, cu_seqlens_k_new: Any,
-                           cache_leftpad: Any, batch: int, max_seqlen_q: int, width: int, num_heads: int,
-                           num_kv_heads: int, head_dim: int, head_dim_v: int, dtype: Any, page_size: int | None,
-                           max_seqlen_k_new: int, causal: bool, window: tuple[int, int], chunk: int, softcap: bool,
-                           num_splits: int, pack_gqa: bool | None, sm_margin: int) -> Any:
+    def scheduler_metadata(device: Any, cache_seqlens: Any, cu_seqlens_q: Any, cache_leftpad: Any, batch: int,
+                           max_seqlen_q: int, width: int, num_heads: int, num_kv_heads: int, head_dim: int,
+                           head_dim_v: int, dtype: Any, page_size: int | None, max_seqlen_k_new: int, causal: bool,
+                           window: tuple[int, int], chunk: int, softcap: bool, num_splits: int,
+                           pack_gqa: bool | None, sm_margin: int) -> Any:
         return vendor.get_scheduler_metadata(
             batch, max_seqlen_q, width, num_heads, num_kv_heads, head_dim, cache_seqlens, qkv_dtype=dtype,
-            headdim_v=head_dim_v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k_new=cu_seqlens_k_new,
+            headdim_v=head_dim_v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k_new=None,
             cache_leftpad=cache_leftpad, page_size=page_size, max_seqlen_k_new=max_seqlen_k_new, causal=causal,
             window_size=window, has_softcap=softcap, num_splits=num_splits, pack_gqa=pack_gqa, sm_margin=sm_margin,
             **({"attention_chunk": chunk} if chunk else {}))

@@ -331,8 +331,8 @@ def _choice(kind: str, arch: str, now: bool, name: str, config: AttentionConfig)
 def _flash_attention() -> str:
     """Which of the family serves on each arch, and why the plain dense configuration gets no other."""
     note = ("Of the FlashAttention family alone, in the platform's order and with every package present: the first "
-            "that serves prefill / decode; one name is both. Another family may come before it "
-            "([Priorities](#priorities)); `--attention-backend FLASH_ATTN` (or `fa2`, `fa3`, `fa4`) asks for this one.")
+            "that serves prefill / decode; one name is both. \"By name\": it serves, but is not in that order, so "
+            "it is used when asked for. Another family may come before this one ([Priorities](#priorities)).")
     rows = [(cells[0], ", ".join(CARDS[arch] for arch in _unfold(cells[0])), *cells[1:])
             for cells in _merged("cuda", lambda arch: tuple(_of_family(arch, c) for c in ASKED_OF_IT.values()))]
     versions = FLASH_ATTENTION[:3]
@@ -362,8 +362,10 @@ def _of_family(arch: str, config: AttentionConfig) -> str:
     firsts = []
     for phase in ("prefill", "decode"):
         order = table()["cuda"].priority(arch, config.mla is not None, phase)
-        family = sorted(FLASH_ATTENTION, key=lambda name: order.index(name) if name in order else len(order))
-        firsts.append(next((name for name in family if not _reasons(arch, config, phase, name)), "none"))
+        family = [*(name for name in order if name in FLASH_ATTENTION),
+                  *(name for name in FLASH_ATTENTION if name not in order)]
+        first = next((name for name in family if not _reasons(arch, config, phase, name)), "none")
+        firsts.append(first if first in (*order, "none") else f"{first} by name")
     return " / ".join(dict.fromkeys(firsts))
 
 

@@ -120,6 +120,11 @@ class AttentionBackend:
         return []
 
     @classmethod
+    def calls_of(cls, package: Package | None) -> frozenset[str]:
+        """Of `calls`, what one of several packages takes, where they differ; the adapter refuses the rest by name."""
+        return cls.calls
+
+    @classmethod
     def package_for(cls, packages: Packages, config: AttentionConfig) -> Package | None:
         """The first of `packages` that is present and serves the configuration; None where none is or is needed."""
         return next((package for package in cls.packages

@@ -325,7 +325,8 @@ VARLEN_CHECKED = {"ascend": {"max_seqlen_q", "max_seqlen_k", "out"}}
 # FlashAttention gets the rows of the page table that cache_batch_idx names; where HAL appends, k and v are in the cache
 # before the call, and version 2 gets packed queries as rows of padding.
 TRANSLATED = {
-    **{name: {"cache_batch_idx"} for name in ("fa3", "fa3_sglang", "diffkv", "diffkv_sglang", "fa4")},
+    "fa4": {"cache_batch_idx"},
+    **{name: {"cache_batch_idx", "cu_seqlens_k_new"} for name in ("fa3", "fa3_sglang", "diffkv", "diffkv_sglang")},
     **{name: {"cache_batch_idx", *_WRITTEN} for name in ("fa3_vllm", "diffkv_vllm")},
     "fa2": {"cache_batch_idx", "cu_seqlens_q", "cu_seqlens_k_new"},
     "ascend": {"cache_seqlens", "cu_seqlens_q", "cu_seqlens_k", "out"}, "aiter": {"page_table"}, "mate": {"out"}}
@@ -416,6 +417,8 @@ def vendor_calls(adapter: str) -> tuple[Call, ...]:
         for config in ADAPTERS[adapter].configs:
             bound = bind(adapter, recorder, **config)
             for function, call in calls_of(adapter):
+                if config is _FP8:  # an fp8 cache wants fp8 queries
+                    call = {**call, "q": call["q"].to(torch.float8_e4m3fn)}
                 for where in (contextlib.nullcontext, forward_context):  # plans are made inside one alone
                     try:
                         with where():

@@ -56,7 +56,7 @@ REASONS: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("cuda:sm100", "flash_attn_4", "decode", {"kv_cache_dtype": "fp8"},
      "kv_cache_dtype fp8_e4m3 is not supported (flash_attn_4 with dtype bfloat16: auto, bfloat16)"),
     ("cuda:sm100", "flash_attn_4", "decode", {"head_dim": 192}, "head_dim 192 with head_dim_v 192 is not supported on "
-     "sm100 (flash_attn_4: up to 128 with up to 128, 192 with 128, 256 with 256)"),
+     "sm100 (flash_attn_4: up to 128 with up to 128, 192 with 128)"),
     ("cuda:sm90", "flash_attn_4", "decode", {"head_dim": 264, "head_dim_v": 64},
      "head_dim 264 with head_dim_v 64 is not supported (flash_attn_4: multiples of 16 up to 256)"),
     ("cuda:sm90", "flash_attn_4", "decode", {"head_dim": 128, "head_dim_v": 72},
@@ -64,7 +64,7 @@ REASONS: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("cuda:sm90", "flash_attn_4", "decode", {"head_dim": 72},
      "head_dim 72 is not supported (flash_attn_4: multiples of 16 from 16 to 256)"),
     ("cuda:sm110", "flash_attn_4", "decode", {"head_dim": 256}, "head_dim 256 on sm110 is not supported (flash_attn_4: "
-     "its kernel for 256 there takes no seqused_k, which a paged KV cache needs)"),
+     "4.0.0b27's kernel for 256 there takes no seqused_k, which a paged KV cache needs)"),
     ("cuda:sm100", "flash_attn_4", "decode", {"head_dim": 256, "softcap": 50},
      "softcap 50.0 with head_dim 256 on sm100 is not supported (flash_attn_4: without softcap, or head_dim up to 192)"),
     ("cuda:sm90", "flash_attn_diffkv", "decode", {},

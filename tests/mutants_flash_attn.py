@@ -32,7 +32,7 @@ from hal.conformance.runner import REFUSED, Runner
 from hal.packages import Package, _Installed
 
 FOLDER, SEED = Path(__file__).parent, 7
-DRAWN = {"flash_attn_v2": 50, "flash_attn_v3": 50, "flash_attn_4": 50, "flash_attn_cache": 25,
+DRAWN = {"flash_attn_v2": 50, "flash_attn_v3": 50, "flash_attn_4": 50, "flash_attn_cache": 25, "flash_attn": 25,
          "flash_attn_variants": 10}
 
 

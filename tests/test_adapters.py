@@ -176,12 +176,20 @@ def test_scale_of_the_config_is_the_default(bind: Any, adapter: str, name: str) 
 
 # --- one by one ---
 
+def in_fp8(call: dict[str, Any]) -> dict[str, Any]:
+    return {**call, "q": call["q"].to(torch.float8_e4m3fn)}
+
+
 def test_fa3_takes_descales_with_an_fp8_cache_only(bind: Any) -> None:
     # "if q_type == Float8": the 16-bit kernels read none (flash_api.cpp).
     descale = torch.full((B, HKV), 2.0)
     bound, recorder = bind("fa3", kv_cache_dtype="fp8_e4m3")
-    run(bound, "flash_attn_with_kvcache", kvcache_call("fa3", k_descale=descale))
+    run(bound, "flash_attn_with_kvcache", in_fp8(kvcache_call("fa3", k_descale=descale)))
     assert recorder.calls[-1][1]["k_descale"] is descale
+    for function, call in (("flash_attn_with_kvcache", kvcache_call("fa3", k_descale=descale)),
+                           ("flash_attn_varlen_func", varlen_call("fa3", k_descale=descale))):
+        with pytest.raises(ValueError, match=r"^k_descale .* is not supported \(flash_attn_3 with q of torch\.float"):
+            run(bound, function, call)
     bound, _ = bind("fa3")
     with pytest.raises(ValueError, match="k_descale"):
         run(bound, "flash_attn_with_kvcache", kvcache_call("fa3", k_descale=descale))
@@ -206,12 +214,12 @@ def test_fa3_varlen_over_pages_is_the_kvcache_function(bind: Any) -> None:
 
 def test_fa3_spreads_scalar_descales(bind: Any) -> None:
     bound, recorder = bind("fa3", kv_cache_dtype="fp8_e4m3")
-    run(bound, "flash_attn_with_kvcache", kvcache_call("fa3", q_descale=2.0, k_descale=torch.tensor(3.0)))
+    run(bound, "flash_attn_with_kvcache", in_fp8(kvcache_call("fa3", q_descale=2.0, k_descale=torch.tensor(3.0))))
     seen = recorder.calls[-1][1]
     assert torch.equal(seen["q_descale"], torch.full((B, HKV), 2.0))
     assert torch.equal(seen["k_descale"], torch.full((B, HKV), 3.0))
     assert seen["v_descale"] is None
-    run(bound, "flash_attn_varlen_func", varlen_call("fa3", v_descale=0.5))
+    run(bound, "flash_attn_varlen_func", in_fp8(varlen_call("fa3", v_descale=0.5)))
     assert torch.equal(recorder.calls[-1][1]["v_descale"], torch.full((B, HKV), 0.5))
 
 

@@ -88,6 +88,113 @@ def test_tokens_in_a_batch_are_appended(backend: str, arch: str, package: str, p
         assert torch.equal(plain_of(call[name]), host[name])
 
 
+def appended(queries: tuple[int, ...], new: tuple[int, ...], page_size: int, **more: Any) -> dict[str, Any]:
+    """Packed new tokens behind 30 and 40 that are there."""
+    call = paged(page_size, queries, (30, 40), **more)
+    k, v = (device_tensor(sum(new), HKV, D, seed=n) for n in (5, 6))
+    return call | {"k": k, "v": v, "cu_seqlens_k_new": ints(*itertools.accumulate(new, initial=0))}
+
+
+# What a kernel's own append leaves out: sequences without queries, and tokens before the first key that is read.
+APPENDED = {"no queries of one": ((0, 2), (3, 2), {}), "no queries": ((0, 0), (3, 2), {"max_seqlen_q": 1}),
+            "more tokens than a window": ((1, 1), (33, 400), {"window_size": (7, 0)}),
+            "more tokens than queries": ((2, 1), (60, 1), {})}
+
+
+@pytest.mark.parametrize(("backend", "arch", "package", "page_size"), ADAPTERS[:4], ids=[r[2] for r in ADAPTERS[:4]])
+@pytest.mark.parametrize("name", APPENDED)
+def test_every_new_token_is_stored(backend: str, arch: str, package: str, page_size: int, name: str) -> None:
+    queries, new, more = APPENDED[name]
+    for batched in (False, True):
+        call = appended(queries, new, max(page_size, 256), **more)
+        if batched:  # the same number of queries and of tokens each
+            q, n = max(queries), max(new)
+            call |= {"q": device_tensor(2, q, H, D), "k": device_tensor(2, n, HKV, D, seed=5),
+                     "v": device_tensor(2, n, HKV, D, seed=6), "cu_seqlens_q": None, "cu_seqlens_k_new": None,
+                     "max_seqlen_q": q}
+        host = {key: plain_of(x).clone() if isinstance(x, torch.Tensor) else x for key, x in call.items()}
+        wanted, _ = truth(host)
+        with there(arch, package) as machine:
+            assert same(bind(machine, backend).flash_attn_with_kvcache(**call), wanted)
+        for cache in ("k_cache", "v_cache"):
+            assert torch.equal(plain_of(call[cache]), host[cache]), (cache, batched)
+
+
+@pytest.mark.parametrize("package", ["flash-attn-3", "sglang-kernel"])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("name", ["no queries of one", "more tokens than a window", "a window as wide as the table"])
+def test_3_rotary_where_the_kernel_would_turn_otherwise(package: str, interleaved: bool, name: str) -> None:
+    """New tokens that HAL stores are turned by HAL; without causal a window as wide as the table counts as none in
+    flash_api.cpp, and all of q would be turned at one position."""
+    queries, new, more = APPENDED.get(name, ((3, 2), (3, 2), {"causal": False, "window_size": (600, -1)}))
+    turn = torch.outer(torch.arange(1024.0), 10000 ** -(torch.arange(16) / 16))
+    call = appended(queries, new, 256, rotary_cos=on(turn.cos().bfloat16(), DEVICE), rotary_interleaved=interleaved,
+                    rotary_sin=on(turn.sin().bfloat16(), DEVICE), **more)
+    host = {key: plain_of(x).clone() if isinstance(x, torch.Tensor) else x for key, x in call.items()}
+    wanted, _ = truth(host)
+    with there("sm90", package) as machine:
+        assert same(bind(machine, "flash_attn_3").flash_attn_with_kvcache(**call), wanted)
+        with pytest.raises(ValueError, match="^rotary_sin None is not supported with rotary_cos"):
+            bind(machine, "flash_attn_3").flash_attn_with_kvcache(**{**call, "rotary_sin": None})
+        with pytest.raises(ValueError, match=r"^rotary_cos .* is not supported \(flash_attn_3 without k: "):
+            bind(machine, "flash_attn_3").flash_attn_with_kvcache(**{**call, "k": None, "v": None,
+                                                                     "cu_seqlens_k_new": None})
+    for cache in ("k_cache", "v_cache"):
+        assert same(call[cache], host[cache])
+
+
+@pytest.mark.parametrize("backend", ["flash_attn_3", "flash_attn_mla"])
+def test_ranks_append_nothing(backend: str) -> None:
+    """Each would store all of the tokens; the contract has them written first."""
+    config = {"mla": True, "num_heads": 16, "softmax_scale": 0.1} if backend == "flash_attn_mla" else {}
+    call = appended((1, 1), (1, 1), 64, cp_world_size=2, cp_rank=1, cp_tot_seqused_k=ints(60, 80))
+    if config:
+        call["qv"] = call["q"]
+    with there("sm90", "vllm") as machine:
+        bound = bind(machine, backend, context_parallel_size=2, **config)
+        before = plain_of(call["k_cache"]).clone()
+        with pytest.raises(ValueError, match=rf"^k .* is not supported \({backend} with cp_world_size 2: k None"):
+            bound.flash_attn_with_kvcache(**call)
+        assert torch.equal(plain_of(call["k_cache"]), before)
+
+
+def test_2_ragged_queries_over_the_whole_cache_inside_a_context() -> None:
+    call = paged(256, (2, 5), (0, 0), cache_seqlens=None)
+    with there("sm80", "flash-attn") as machine, hal.forward_context():
+        assert same(bind(machine, "flash_attn_2").flash_attn_with_kvcache(**call), truth(call)[0])
+
+
+def test_3_vllm_without_it_is_refused_when_bound() -> None:
+    """flash_attn_interface.py there says so in FA3_AVAILABLE; a call would miss torch.ops._vllm_fa3_C."""
+    with there("sm90", "vllm") as machine:
+        [vendor] = machine.vendors.values()
+        module = vendor.modules["vllm.vllm_flash_attn.flash_attn_interface"]
+        module.FA3_AVAILABLE, module.FA3_UNAVAILABLE_REASON = False, "FA3 is only supported on devices with ..."
+        with pytest.raises(RuntimeError, match=r"vllm was built without version 3 \(flash_attn_3: FA3 is only"):
+            bind(machine, "flash_attn_3")
+
+
+@pytest.mark.parametrize(("arch", "sinks", "wide"), [
+    ("sm80", False, True), ("sm86", False, False), ("sm89", False, False), ("sm90", True, True), ("sm100", True, True),
+    ("sm120", False, False), ("sm121", False, False)])
+def test_4_prefills_mla_within_what_its_kernels_have(arch: str, sinks: bool, wide: bool) -> None:
+    """flash_fwd.py: "Learnable sink is not supported in this kernel" below sm90 and on sm12x; 256/256 needs 131,072
+    bytes of shared memory (can_implement of the real package is False), and sm86, sm89 and sm12x have 101,376."""
+    plain = {"num_heads": 16, "mla": True, "softmax_scale": 0.1}
+    deep = {**plain, "mla": MLADims(qk_nope_head_dim=192, v_head_dim=256)}
+    for fields, served in (({**plain, "sinks": True}, sinks), (deep, wide), (plain, True)):
+        decision = hal.explain(AttentionConfig(**fields), f"cuda:{arch}", prefill_backend="flash_attn_4")
+        [candidate] = decision.prefill.candidates
+        assert candidate.accepted == served, (fields, candidate.reasons)
+
+
+def test_4_sinks_of_another_dtype_are_named() -> None:
+    call = paged(128, (1, 1), (5, 9), sinks=on(torch.zeros(H, dtype=torch.float64), DEVICE))
+    with there("sm100", "flash-attn-4") as machine, pytest.raises(
+            ValueError, match=r"^sinks torch\.float64 is not supported \(flash_attn_4: torch\.bfloat16, "):
+        bind(machine, "flash_attn_4", sinks=True).flash_attn_with_kvcache(**call)
+
+
 @pytest.mark.parametrize("context", [False, True])
 def test_2_tokens_in_a_batch_beside_ragged_queries(context: bool) -> None:
     """Its kernel appends for batched queries alone, and its varlen function not at all."""

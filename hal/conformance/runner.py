@@ -19,6 +19,7 @@ from hal.conformance.case import PHASES, Case
 from hal.conformance.eager import eager
 from hal.conformance.inputs import Inputs, Maker, Write
 from hal.conformance.judge import FLOORS, judge
+from hal.packages import Packages
 from hal.platform import Platform
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Runner:
 
     def __init__(self, backend: type[AttentionBackend], device: Platform, seed: int) -> None:
         self.backend, self.device, self.seed = backend, device, seed
+        self.packages = Packages.installed()
         self.impls: dict[Any, AttentionImpl] = {}
         self.after: list[Tensor] | None = None  # the caches after the latest call, where they are comparable
 
@@ -103,7 +105,7 @@ class Runner:
         if silent:
             why = f"selection accepts {', '.join(silent)}, which {self.backend.name} does not declare"
             return FAILED, why, 0.0, 0.0
-        undeclared = case.calls - self.backend.calls
+        undeclared = case.calls - self.backend.calls_of(self.backend.package_for(self.packages, config))
         try:
             impl = self._impl(config, role)
         except Exception as error:  # noqa: BLE001 - selection accepted it: whatever it raises is its failure

@@ -86,6 +86,18 @@ def pages(cache: torch.Tensor, table: torch.Tensor, length: int, start: int = 0)
     return cache[page, offset]
 
 
+def unwritten(end: int, new: int, len_q: int, reach_left: int | None, block: int) -> int:
+    """How many of `new` tokens, appended at `end`, a kernel leaves out that writes what its tiles of queries read:
+    those before the block of keys in which the first query begins to see. reach_left: keys it sees before its own
+    place; None is all. All, where there is no query (version 2: n_block_copy_min; 3: get_n_block_k_new_min_max)."""
+    if not len_q:
+        return new
+    if reach_left is None:
+        return 0
+    first = max(0, end + new - len_q - reach_left) // block * block
+    return min(max(first - end, 0), new)
+
+
 def write_pages(cache: torch.Tensor, table: torch.Tensor, start: int, new: torch.Tensor) -> None:
     """In place: new tokens from position `start` of one sequence."""
     where = torch.arange(start, start + len(new))

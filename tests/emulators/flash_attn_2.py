@@ -34,6 +34,7 @@ from emulators.attend import (
     pages,
     rotate,
     rows,
+    unwritten,
     visible,
     write_pages,
 )
@@ -93,6 +94,11 @@ def check_alibi(slopes: Any, batch: int, num_heads: int) -> None:
         check(data(slopes).stride(-1) == 1, "ALiBi slopes tensor must have contiguous last dimension")
         check(tuple(slopes.shape) in ((num_heads,), (batch, num_heads)),
               "Expected alibi_slopes.sizes() == torch::IntArrayRef({num_heads}) || ({batch_size, num_heads})")
+
+
+def append_block(head_dim: int) -> int:
+    """kBlockN of flash_fwd_launch_template.h, run_mha_fwd_splitkv_dispatch, which every append goes through."""
+    return 256 if head_dim <= 64 else 128 if head_dim <= 128 else 64
 
 
 @dataclass(frozen=True)
@@ -396,11 +402,12 @@ class FlashAttn2(Vendor):
                     # Neither causal nor local: all of q is at the position where the append starts.
                     steps = torch.arange(len_q) if w.causal or w.local else torch.zeros(len_q, dtype=torch.long)
                     rows_q = rotate(rows_q, cos, sin, ends[b] + steps, a.rotary_interleaved)
+                lost = unwritten(ends[b], added, len_q, w.left if w.local else None, append_block(head_dim))
                 for cache, new in ((k, rows_k), (v, rows_v)):
                     if paged:
-                        write_pages(data(cache), data(table)[b], ends[b], new)
+                        write_pages(data(cache), data(table)[b], ends[b] + lost, new[lost:])
                     else:
-                        rows(data(cache), index[b], ends[b], added).copy_(new)
+                        rows(data(cache), index[b], ends[b] + lost, added - lost).copy_(new[lost:])
             length = ends[b] - pads[b] + added
             kv = [pages(data(t), data(table)[b], length) if paged else rows(data(t), index[b], pads[b], length)
                   for t in (k, v)]

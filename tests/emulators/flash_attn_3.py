@@ -36,6 +36,7 @@ from emulators.attend import (
     pages,
     rotate,
     rows,
+    unwritten,
     visible,
     write_pages,
 )
@@ -98,6 +99,15 @@ def resolve(causal: bool, left: int, right: int, chunk: int, seqlen_q: int, seql
 def tile_rows(head_dim: int, head_dim_v: int) -> int:
     """kBlockM of tile_size.h for sm90; sm8x's is 128."""
     return 64 if head_dim <= 64 and head_dim_v > 256 else 192 if head_dim <= 96 and head_dim_v <= 96 else 128
+
+
+def append_block(head_dim: int, head_dim_v: int, fp8: bool) -> int:
+    """kBlockN of tile_size.h for sm90 with a window or chunk: tokens before the first block read are not appended."""
+    if fp8:
+        return 160 if head_dim <= 64 else 128 if head_dim <= 96 else 160 if head_dim <= 192 else 64
+    if head_dim <= 64 and head_dim_v >= 256:
+        return 64 if head_dim_v == 512 else 96
+    return 128 if head_dim <= 128 else 96 if head_dim <= 192 else 64
 
 
 # --- scheduler metadata ---
@@ -430,7 +440,7 @@ def forward(build: Build, plans: Plans, c: Call) -> tuple[torch.Tensor, torch.Te
         lens_q = [0] * batch
     for b in range(batch):
         start, len_q = starts_q[b], lens_q[b]
-        if not len_q:
+        if not len_q:  # no tile of queries: nothing is appended either
             continue
         if len_q > seqlen_q and build.arch < 90:
             raise Undocumented(f"{len_q} queries with max_seqlen_q {seqlen_q} below sm90; sm90 counts for itself")
@@ -466,11 +476,17 @@ def _append(c: Call, b: int, end: int, index: int, rows_q: torch.Tensor, mask: M
         # FixedPosition = !(Is_causal || Is_local): all of q at the position where the append starts.
         steps = torch.arange(len(rows_q)) if mask.causal or mask.local else torch.zeros(len(rows_q), dtype=torch.long)
         rows_q = rotate(rows_q, cos, sin, first + steps, c.rotary_interleaved)
+    reach = mask.left if mask.local else None
+    if mask.chunk:  # round_down(attention_chunk, n_idx)
+        place = end + len(new[0]) - len(rows_q)
+        reach = min(reach if reach is not None else place, place % mask.chunk) if place > 0 else reach
+    head_dim, head_dim_v = c.k.shape[-1], c.v.shape[-1]
+    lost = unwritten(end, len(new[0]), len(rows_q), reach, append_block(head_dim, head_dim_v, c.q.dtype == FP8))
     for cache, tokens in zip((data(c.k), data(c.v)), new):
         if c.page_table is not None:
-            write_pages(cache, data(c.page_table)[b], end, tokens)
+            write_pages(cache, data(c.page_table)[b], end + lost, tokens[lost:])
         else:
-            rows(cache, index, end, len(tokens)).copy_(tokens)
+            rows(cache, index, end + lost, len(tokens) - lost).copy_(tokens[lost:])
     return rows_q
 
 
