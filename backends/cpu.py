@@ -1,4 +1,4 @@
-"""cpu: HAL's own C++ kernels (hal/kernels/cpu), the whole contract on x86-64 and ARM.
+"""cpu: HAL's own C++ kernels (hal/kernels/cpu), the whole contract on any CPU.
 
 Each call is one C function on data pointers: lengths and tables are read there, where they lie, and what would read or
 write outside the arguments' memory is refused before anything is written. The refusal comes back as a status; the
@@ -160,8 +160,9 @@ def _functions(config: AttentionConfig, attention: Any, isa: int) -> tuple[Calla
                  "sinks": sinks, "tree_mask": tree_mask, "mm_prefix_ranges": mm_prefix_ranges,
                  "sparse_indices": sparse_indices, "cp_tot_seqused_k": cp_tot_seqused_k, "seqused_q": seqused_q,
                  "seqused_k": seqused_k},
-                (1, causal, attention_chunk, 0, cp_world_size, cp_rank, -1, -1 if max_seqlen_q is None else max_seqlen_q,
-                 -1 if max_seqlen_k is None else max_seqlen_k, threads(), num_splits),
+                (1, causal, attention_chunk, 0, cp_world_size, cp_rank, -1,
+                 -1 if max_seqlen_q is None else max_seqlen_q, -1 if max_seqlen_k is None else max_seqlen_k, threads(),
+                 num_splits),
                 window_size, softmax_scale, softcap, out, return_softmax_lse or return_attn_probs)
             if result is not None:
                 return result
@@ -191,8 +192,8 @@ def _refuse_hints(**hints: Any) -> None:
 
 
 def _unnamed(function: str) -> Exception:
-    return RuntimeError(f"the cpu kernels refused a call of {function} in which hal.validation finds no mistake: please "
-                        "report the arguments' shapes, strides and lengths")
+    return RuntimeError(f"the cpu kernels refused a call of {function} in which HAL's validation finds no mistake: "
+                        "please report the arguments' shapes, strides and lengths")
 
 
 def _writer(write: Any, isa: int) -> Callable[..., None]:
@@ -208,7 +209,8 @@ def _writer(write: Any, isa: int) -> Callable[..., None]:
             return kv_cache.write_kv_cache(k, v, k_cache, v_cache, slot_mapping, k_scale, v_scale)
         problem: Exception | None = None
         try:
-            tensors = {"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache, "slots": slot_mapping}
+            tensors: dict[str, Tensor | None] = {
+                "k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache, "slots": slot_mapping}
             numbers = []
             for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
                 if isinstance(scale, torch.Tensor):
@@ -218,7 +220,8 @@ def _writer(write: Any, isa: int) -> Callable[..., None]:
                 return None
         except call.NOT_CALLABLE as error:
             problem = error
-        kv_cache.check_write(k, v, k_cache, v_cache, slot_mapping, k_scale, v_scale)
+        # It raises before it writes; should it find no mistake, what it wrote is thrown away.
+        kv_cache.write_kv_cache(k, v, k_cache.clone(), v_cache.clone(), slot_mapping, k_scale, v_scale)
         raise _unnamed("write_kv_cache") from problem
 
     return write_kv_cache

@@ -40,34 +40,6 @@ def write_kv_cache(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_
     """
     import torch
 
-    check_write(k, v, k_cache, v_cache, slot_mapping, k_scale, v_scale)
-    if not len(slot_mapping):
-        return
-    scaled = [new if scale is None else quantize(new, cache.dtype, scale)
-              for new, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale))]
-    page_size, keep, on_host = k_cache.shape[1], slot_mapping >= 0, slot_mapping.device.type == "cpu"
-    if on_host:
-        source = keep.nonzero()[:, 0]
-    else:
-        # Filtering would make the host wait for the number of rows. So a skipped token repeats one that is written, its
-        # slot and its bits, in whatever order they are stored; where all are skipped, each stores what slot 0 holds.
-        written = keep.int().argmax(0, keepdim=True)
-        source = torch.where(keep, torch.arange(len(keep), device=keep.device), written)
-    slots = slot_mapping.index_select(0, source)
-    any_kept = (slots[:1] >= 0)[:, None, None]
-    pages, rows = slots.clamp(min=0) // page_size, slots.clamp(min=0) % page_size
-    for new, cache in zip(scaled, (k_cache, v_cache)):
-        if cache.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-            new, cache = new.view(torch.uint8), cache.view(torch.uint8)
-        new = new.index_select(0, source)
-        cache[pages, rows] = new if on_host else torch.where(any_kept, new, cache[0, :1])
-
-
-def check_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
-                k_scale: Tensor | float | None = None, v_scale: Tensor | float | None = None) -> None:
-    """The checks of write_kv_cache. Raises ValueError."""
-    import torch
-
     for name, new, cache in (("k", k, k_cache), ("v", v, v_cache)):
         if new.dim() != 3 or cache.dim() != 4 or new.shape[1:] != cache.shape[2:]:
             heads = ", ".join(map(str, cache.shape[2:]))
@@ -85,6 +57,7 @@ def check_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_map
                          f"({k.shape[0]},)")
     if slot_mapping.device != k.device:
         raise ValueError(f"slot_mapping is on {slot_mapping.device}, expected {k.device} as k")
+    scaled = []
     for name, new, cache, scale in (("k_scale", k, k_cache, k_scale), ("v_scale", v, v_cache, v_scale)):
         if scale is None:
             if new.dtype != cache.dtype:
@@ -96,11 +69,29 @@ def check_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_map
             raise ValueError(f"{name} has shape {tuple(scale.shape)}, expected a scalar or [num_kv_heads]")
         elif isinstance(scale, torch.Tensor) and scale.numel() not in (1, new.shape[1]):
             raise ValueError(f"{name} has {scale.numel()} values, expected 1 or num_kv_heads = {new.shape[1]}")
-    if slot_mapping.device.type == "cpu":
-        end = k_cache.shape[0] * k_cache.shape[1]
+        scaled.append(new if scale is None else quantize(new, cache.dtype, scale))
+    if not len(slot_mapping):
+        return
+    page_size, keep, on_host = k_cache.shape[1], slot_mapping >= 0, slot_mapping.device.type == "cpu"
+    if on_host:
+        end = k_cache.shape[0] * page_size
         bad = slot_mapping[(slot_mapping < -1) | (slot_mapping >= end)]
         if bad.numel():
             raise ValueError(f"slot_mapping holds {int(bad[0])}, expected -1 (skipped) or 0 to {end - 1}")
+        source = keep.nonzero()[:, 0]
+    else:
+        # Filtering would make the host wait for the number of rows. So a skipped token repeats one that is written, its
+        # slot and its bits, in whatever order they are stored; where all are skipped, each stores what slot 0 holds.
+        written = keep.int().argmax(0, keepdim=True)
+        source = torch.where(keep, torch.arange(len(keep), device=keep.device), written)
+    slots = slot_mapping.index_select(0, source)
+    any_kept = (slots[:1] >= 0)[:, None, None]
+    pages, rows = slots.clamp(min=0) // page_size, slots.clamp(min=0) % page_size
+    for new, cache in zip(scaled, (k_cache, v_cache)):
+        if cache.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            new, cache = new.view(torch.uint8), cache.view(torch.uint8)
+        new = new.index_select(0, source)
+        cache[pages, rows] = new if on_host else torch.where(any_kept, new, cache[0, :1])
 
 
 def quantize(x: Tensor, dtype: torch.dtype, scale: Tensor | float) -> Tensor:

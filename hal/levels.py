@@ -49,6 +49,9 @@ REACHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "flash-attn-3 git 203b9b3d, git 0251105a; sglang-kernel 0.3.21, 0.4.0, 0.4.10; vllm 0.32.0, 0.33.0",
         ),
     },
+    "cpu": {
+        "cpu:x86_64_v4_bf16": ("hardware", "verify-cpu-x86_64_v4_bf16-cpu-2026-11-27.json"),
+    },
     "aiter": {
         "rocm:gfx942": ("contract", "amd-aiter 0.1.10, 0.1.13.post1, 0.1.20.post1, git e4048607a5"),
         "rocm:gfx950": ("contract", "amd-aiter 0.1.10, 0.1.13.post1, 0.1.20.post1, git e4048607a5"),

@@ -156,7 +156,7 @@ def test_features_reach_everyone(config: str, capsys: pytest.CaptureFixture[str]
 def test_mla_and_kinds_of_layer_of_a_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     argv = ["bench", "--device", "cpu", "--threads", "1", "--cold-mib", "1", "--rounds", "3", "--batch", "2",
             "--seqlen", "20", "--json", "-"]
-    assert main([*argv, "--mla", "--heads", "2", "--phase", "decode,prefill"]) == 0
+    assert main([*argv, "--backend", "torch", "--mla", "--heads", "2", "--phase", "decode,prefill"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [[r["status"] for r in cell["results"] if r["status"] != "refused"] for cell in told["cells"]] == [
         ["timed"] * 3] * 2

@@ -404,6 +404,25 @@ def test_the_goal_of_generation() -> None:
     assert (low["geomean_met"], low["whole"]) == (False, False)
 
 
+def test_reports_of_generation_shown_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def report_of(n: int, context: int, **changes: Any) -> Path:
+        cell = generate.summary(generate.Cell(n, context, {"hal": turns((24.0,), 0.1), "sdpa": turns((20.0,), 0.2)}))
+        file = tmp_path / f"{n}-{context}-{len(changes)}.json"
+        file.write_text(json.dumps({**dict.fromkeys(generate.SAME, "same"), "cells": [cell], "load": [1.0, 2.0],
+                                    "date": "2026-01-01T00:00", "goal": {}, **changes}))
+        return file
+
+    files = [report_of(n, context) for n in generate.SEQUENCES for context in generate.CONTEXTS]
+    assert generate.main(["--show", *map(str, files)]) == 0
+    out = capsys.readouterr().out
+    assert "1.20 (at most 1.25)  yes\n" in out
+    assert max(map(len, out.splitlines())) <= 100
+    with pytest.raises(ValueError, match="threads differs: same, 2"):
+        generate.joined([files[0], report_of(8, 2000, threads=2)])
+    with pytest.raises(ValueError, match="a cell stands in two reports"):
+        generate.joined([files[0], files[0]])
+
+
 @pytest.mark.model
 def test_tokens_a_second_end_to_end(default_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

@@ -28,7 +28,7 @@ struct Carver {
     size_t used = 0;
     template <class T> T* take(int64_t count) {
         used = (used + 63) / 64 * 64;
-        T* at = reinterpret_cast<T*>(base + used);
+        T* at = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base) + used);
         used += size_t(count) * sizeof(T);
         return at;
     }
@@ -280,12 +280,14 @@ INLINE void soften(float* s, E* weights, int64_t n, int64_t low, int64_t high, c
         }
         most = vmax(most, x[v]);
     }
-    float m = hmax(most) * how.mult;
-    if (m > *top) {
+    // The weights' common factor is 2^-top: any top will do that keeps them in range, so it follows the maximum only
+    // when that has grown by more than 2^8.
+    if (any_above(most * how.mult, *top == -INFINITY ? -INFINITY : *top + 8)) {
+        float m = hmax(most) * how.mult;
         float factor = exp2_one(*top - m);
-        if (factor != 0 || *top != -INFINITY) {
+        if (*top != -INFINITY) {
             for (int64_t d = 0; d < dv; d += W) storef(sums + d, loadf(sums + d) * factor);
-            for (int i = 0; i < W; i++) total[i] *= factor;
+            storef(total, loadf(total) * factor);
         }
         *top = m;
     }
@@ -294,13 +296,19 @@ INLINE void soften(float* s, E* weights, int64_t n, int64_t low, int64_t high, c
 #pragma GCC unroll 16
     for (int v = 0; v < BN / W; v++) {
         if (v >= vectors) break;
-        vf e = x[v] * how.mult - shift;
-        e = sizeof(E) == 2 ? exp2_short(e) : exp2(e);
-        sum += e;
-        if (sizeof(E) == 2)
-            store_bf16(reinterpret_cast<uint16_t*>(weights) + v * W, e);
-        else
-            storef(reinterpret_cast<float*>(weights) + v * W, e);
+        x[v] = exp2_with(x[v] * how.mult - shift, sizeof(E) == 4);
+        sum += x[v];
+        if (sizeof(E) == 4) storef(reinterpret_cast<float*>(weights) + v * W, x[v]);
+    }
+    if (sizeof(E) == 2) {
+#if defined(__AVX512BF16__)
+        // Two vectors in one store: what reads them reads 64 bytes, which two stores could not forward.
+        for (int v = 0; v < BN / W; v += 2) {
+            if (v >= vectors) break;
+            _mm512_storeu_si512(weights + v * W, (__m512i)_mm512_cvtne2ps_pbh(
+                v + 1 < vectors ? (__m512)x[v + 1] : _mm512_setzero_ps(), (__m512)x[v]));
+        }
+#endif
     }
     storef(total, sum);
 }

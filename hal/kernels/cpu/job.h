@@ -94,7 +94,7 @@ enum { HAL_SPLIT = 512, HAL_FEW_ROWS = 8 };
 
 // The functions of one ISA.
 struct Kernels {
-    int (*run)(const Job*, int64_t item);
+    int (*run)(const Job*, int64_t item, int64_t next);  // next: the piece that likely follows on this thread, or -1
     int (*append)(const Job*, int64_t b, int64_t first, int64_t last, int64_t to);
     int (*write)(const HalWrite*, int64_t first, int64_t last);
     int64_t (*block_rows)(const Job*);

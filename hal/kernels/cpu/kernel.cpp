@@ -22,7 +22,8 @@ namespace HAL_NS {
 #include "rows.h"
 #include "write.h"
 
-static int run(const Job* j, int64_t i) {
+static int run(const Job* j, int64_t i, int64_t next) {
+    const Item* then = next < 0 ? nullptr : &j->items[next];
     const Item& it = j->items[i];
     const HalCall& c = *j->call;
     // bfloat16 and fp8 are exact in bfloat16.
@@ -30,14 +31,14 @@ static int run(const Job* j, int64_t i) {
     (void)pairs;
     if (it.rows) {
 #if defined(__AVX512BF16__)
-        if (pairs && c.k.dtype == HAL_BF16) return few_rows<Dot>(*j, it);
+        if (pairs && c.k.dtype == HAL_BF16) return few_rows<Dot>(*j, it, then);
 #endif
         switch (c.k.dtype) {
-            case HAL_F32: return few_rows<Plain<F32>>(*j, it);
-            case HAL_BF16: return few_rows<Plain<BF16>>(*j, it);
-            case HAL_F16: return few_rows<Plain<F16>>(*j, it);
-            case HAL_E4M3: return few_rows<Plain<E4M3>>(*j, it);
-            default: return few_rows<Plain<E5M2>>(*j, it);
+            case HAL_F32: return few_rows<Plain<F32>>(*j, it, then);
+            case HAL_BF16: return few_rows<Plain<BF16>>(*j, it, then);
+            case HAL_F16: return few_rows<Plain<F16>>(*j, it, then);
+            case HAL_E4M3: return few_rows<Plain<E4M3>>(*j, it, then);
+            default: return few_rows<Plain<E5M2>>(*j, it, then);
         }
     }
 #if defined(__AVX512BF16__)

@@ -100,6 +100,13 @@ static bool ints(const HalTensor& x, int64_t count) {
 }
 static bool dense(const HalTensor& x) { return x.stride[x.dim - 1] == 1 || x.size[x.dim - 1] == 1; }
 
+// Memory of its own for every element: what is written must not be an expanded view.
+static bool own(const HalTensor& x) {
+    for (int i = 0; i < x.dim; i++)
+        if (x.stride[i] == 0 && x.size[i] > 1) return false;
+    return true;
+}
+
 // Cumulative lengths of `count` sequences over `total` rows.
 static bool cumulative(const HalTensor& x, int64_t count, int64_t total) {
     if (!ints(x, count + 1) || at32(x, 0) != 0 || at32(x, count) != total) return false;
@@ -143,6 +150,7 @@ static bool shapes(const HalCall& c, int64_t batch, bool packed) {
             if (x->size[i] != c.q.size[i]) return false;
     }
     if (c.qv.data && c.qv.dtype != c.q.dtype) return false;
+    if (!own(c.out)) return false;
     if (c.out.dtype != (c.q.dtype >= HAL_E4M3 ? int64_t(HAL_BF16) : c.q.dtype)) return false;
     for (const HalTensor* x : {&c.q_descale, &c.k_descale, &c.v_descale}) {
         if (!x->data) continue;
@@ -193,7 +201,7 @@ static bool appended(const HalCall& c, int64_t batch) {
             if (x.size[i] != c.k_new.size[i]) return false;
     }
     if (dims == 3 ? !cumulative(c.cu_seqlens_k, batch, c.k_new.size[0]) : c.k_new.size[0] != batch) return false;
-    if (c.k.data == c.v.data) return false;
+    if (c.k.data == c.v.data || !own(c.k) || !own(c.v)) return false;
     if (!c.rotary_cos.data) return !c.rotary_sin.data && !c.rotary_seqlens.data;
     for (const HalTensor* x : {&c.rotary_cos, &c.rotary_sin})
         if (!x->data || x->dim != 2 || x->dtype != c.q.dtype || x->size[0] != c.rotary_cos.size[0] ||
@@ -553,9 +561,13 @@ extern "C" int hal_cpu_attention(const HalCall* call) {
             if (x->cost != y->cost) return x->cost < y->cost ? 1 : -1;
             return int(x->item > y->item) - int(x->item < y->item);
         });
-        return parallel(pieces.count, threads, [&](int64_t i) { return kernels.run(&job, turns[i].item); });
+        return parallel(pieces.count, threads, [&](int64_t i) {
+            return kernels.run(&job, turns[i].item, i + threads < pieces.count ? turns[i + threads].item : -1);
+        });
     }
-    return parallel(pieces.count, 1, [&](int64_t i) { return kernels.run(&job, i); });
+    return parallel(pieces.count, 1, [&](int64_t i) {
+        return kernels.run(&job, i, i + 1 < pieces.count ? i + 1 : -1);
+    });
 }
 
 extern "C" int hal_cpu_write(const HalWrite* call) {

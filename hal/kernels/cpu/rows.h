@@ -21,7 +21,8 @@ constexpr int64_t KEYS = W == 16 ? 16 : 4;  // keys whose scores are made at a t
 
 // q [R][ldq] float32 against KEYS keys -> s[r * TN + i].
 template <class T, int R>
-INLINE void scores_of(const float* q, int64_t ldq, const char* const* keys, int64_t dim, float* s) {
+INLINE void scores_of(const float* q, int64_t ldq, const char* const* keys, const char* const* ahead, int64_t dim,
+                      float* s) {
     typedef typename T::type E;
 #if defined(__AVX512F__)
     __m512 part[R][4];
@@ -36,6 +37,8 @@ INLINE void scores_of(const float* q, int64_t ldq, const char* const* keys, int6
         int64_t d = 0;
         for (; d + W <= dim; d += W) {
             vf k[4];
+            if (d * sizeof(E) % 64 == 0)
+                for (int i = 0; i < 4; i++) fetch(ahead[g * 4 + i] + d * sizeof(E));
             for (int i = 0; i < 4; i++) k[i] = load<T>(reinterpret_cast<const E*>(keys[g * 4 + i]) + d);
             for (int r = 0; r < R; r++) {
                 vf y = loadf(q + r * ldq + d);
@@ -70,8 +73,8 @@ INLINE void scores_of(const float* q, int64_t ldq, const char* const* keys, int6
 
 // sums [R][lds] += weights [R][TN] times n rows of values.
 template <class T, int R, int V>
-INLINE void add_values(const float* weights, const char* const* values, int64_t n, int64_t at, int64_t dim, float* sums,
-                       int64_t lds) {
+INLINE void add_values(const float* weights, const char* const* values, const char* const* ahead, int64_t n, int64_t at,
+                       int64_t dim, float* sums, int64_t lds) {
     typedef typename T::type E;
     vf x[R][V];
     for (int r = 0; r < R; r++)
@@ -79,6 +82,7 @@ INLINE void add_values(const float* weights, const char* const* values, int64_t 
     const bool whole = at + V * W <= dim;
     for (int64_t i = 0; i < n; i++) {
         const E* p = reinterpret_cast<const E*>(values[i]) + at;
+        for (int64_t byte = 0; byte < V * W * int64_t(sizeof(E)); byte += 64) fetch(ahead[i] + at * sizeof(E) + byte);
         vf y[V];
         if (whole)
             for (int v = 0; v < V; v++) y[v] = load<T>(p + v * W);
@@ -98,14 +102,16 @@ template <class T> struct Plain {
     typedef float type;
     enum { pad = 16, most = W == 16 ? 4 : 2, V = W == 16 ? 4 : 2 };
     template <int R>
-    static void scores(const float* q, int64_t ldq, const char* const* keys, int64_t n, int64_t dim, float* s) {
-        for (int64_t i = 0; i < n; i += KEYS) scores_of<T, R>(q, ldq, keys + i, dim, s + i);
+    static void scores(const float* q, int64_t ldq, const char* const* keys, const char* const* ahead, int64_t n,
+                       int64_t dim, float* s) {
+        for (int64_t i = 0; i < n; i += KEYS) scores_of<T, R>(q, ldq, keys + i, ahead + i, dim, s + i);
     }
     template <int R>
-    static void values(const float* w, const char* const* rows, int64_t n, int64_t dim, float* sums, int64_t lds) {
+    static void values(const float* w, const char* const* rows, const char* const* ahead, int64_t n, int64_t dim,
+                       float* sums, int64_t lds) {
         int64_t at = 0;
-        for (; at + V * W <= dim; at += V * W) add_values<T, R, V>(w, rows, n, at, dim, sums, lds);
-        for (; at < dim; at += W) add_values<T, R, 1>(w, rows, n, at, dim, sums, lds);
+        for (; at + V * W <= dim; at += V * W) add_values<T, R, V>(w, rows, ahead, n, at, dim, sums, lds);
+        for (; at < dim; at += W) add_values<T, R, 1>(w, rows, ahead, n, at, dim, sums, lds);
     }
     static void settle(float*, int64_t) {}
 };
@@ -119,7 +125,8 @@ struct Dot {
         return (__m512bh)_mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << n) - 1), p);
     }
     template <int R>
-    INLINE void scores(const uint16_t* q, int64_t ldq, const char* const* keys, int64_t n, int64_t dim, float* s) {
+    INLINE void scores(const uint16_t* q, int64_t ldq, const char* const* keys, const char* const* ahead, int64_t n,
+                       int64_t dim, float* s) {
         for (int64_t i = 0; i < n; i += 16) {
             __m512 part[R][4];
 #pragma GCC unroll 4
@@ -132,6 +139,7 @@ struct Dot {
                 int64_t d = 0;
                 for (; d + 32 <= dim; d += 32) {
                     __m512bh y[4];
+                    for (int b = 0; b < 4; b++) fetch(ahead[i + g * 4 + b] + d * 2);
                     for (int b = 0; b < 4; b++) y[b] = load_raw<__m512bh>(k[b] + d);
                     for (int r = 0; r < R; r++) {
                         __m512bh z = load_raw<__m512bh>(q + r * ldq + d);
@@ -152,8 +160,8 @@ struct Dot {
     }
     // C chunks of 32 columns.
     template <int R, int C>
-    INLINE void chunk(const uint16_t* w, const char* const* rows, int64_t n, int64_t at, int64_t dim, float* sums,
-                      int64_t lds) {
+    INLINE void chunk(const uint16_t* w, const char* const* rows, const char* const* ahead, int64_t n, int64_t at,
+                      int64_t dim, float* sums, int64_t lds) {
         __m512 x[R][C][2];
         for (int r = 0; r < R; r++)
             for (int c = 0; c < C; c++)
@@ -163,6 +171,10 @@ struct Dot {
             const uint16_t* p = reinterpret_cast<const uint16_t*>(rows[i]) + at;
             const uint16_t* o = reinterpret_cast<const uint16_t*>(rows[i + 1]) + at;
             __m512i low[C], high[C];
+            for (int c = 0; c < C; c++) {
+                fetch(ahead[i] + at * 2 + c * 64);
+                fetch(ahead[i + 1] + at * 2 + c * 64);
+            }
             for (int c = 0; c < C; c++) {
                 __m512i a = whole ? _mm512_loadu_si512(p + c * 32) : (__m512i)last(p + c * 32, dim - at - c * 32);
                 __m512i b = whole ? _mm512_loadu_si512(o + c * 32) : (__m512i)last(o + c * 32, dim - at - c * 32);
@@ -184,10 +196,11 @@ struct Dot {
                 for (int b = 0; b < 2; b++) _mm512_storeu_ps(sums + r * lds + at + c * 32 + b * 16, x[r][c][b]);
     }
     template <int R>
-    INLINE void values(const uint16_t* w, const char* const* rows, int64_t n, int64_t dim, float* sums, int64_t lds) {
+    INLINE void values(const uint16_t* w, const char* const* rows, const char* const* ahead, int64_t n, int64_t dim,
+                       float* sums, int64_t lds) {
         int64_t at = 0;
-        for (; at + 64 <= dim; at += 64) chunk<R, 2>(w, rows, n, at, dim, sums, lds);
-        for (; at < dim; at += 32) chunk<R, 1>(w, rows, n, at, dim, sums, lds);
+        for (; at + 64 <= dim; at += 64) chunk<R, 2>(w, rows, ahead, n, at, dim, sums, lds);
+        for (; at < dim; at += 32) chunk<R, 1>(w, rows, ahead, n, at, dim, sums, lds);
     }
     static void settle(float* sums, int64_t dim) {
         const __m512i one = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
@@ -201,25 +214,29 @@ struct Dot {
 };
 #endif
 
-// Rows in blocks of P::most, the rest one by one count.
+// Rows in blocks of P::most, the rest one by one count. What lies ahead is fetched beside the first block alone.
 template <class P, int R> struct Rows {
-    static void scores(const typename P::type* q, int64_t ldq, const char* const* keys, int64_t m, int64_t n,
-                       int64_t dim, float* s) {
-        for (; m >= R; m -= R, q += R * ldq, s += R * TN) P::template scores<R>(q, ldq, keys, n, dim, s);
-        if (m) Rows<P, R - 1>::scores(q, ldq, keys, m, n, dim, s);
+    static void scores(const typename P::type* q, int64_t ldq, const char* const* keys, const char* const* ahead,
+                       int64_t m, int64_t n, int64_t dim, float* s) {
+        for (; m >= R; m -= R, q += R * ldq, s += R * TN, ahead = keys)
+            P::template scores<R>(q, ldq, keys, ahead, n, dim, s);
+        if (m) Rows<P, R - 1>::scores(q, ldq, keys, ahead, m, n, dim, s);
     }
-    static void values(const typename P::type* w, const char* const* rows, int64_t m, int64_t n, int64_t dim,
-                       float* sums, int64_t lds) {
-        for (; m >= R; m -= R, w += R * TN, sums += R * lds) P::template values<R>(w, rows, n, dim, sums, lds);
-        if (m) Rows<P, R - 1>::values(w, rows, m, n, dim, sums, lds);
+    static void values(const typename P::type* w, const char* const* rows, const char* const* ahead, int64_t m,
+                       int64_t n, int64_t dim, float* sums, int64_t lds) {
+        for (; m >= R; m -= R, w += R * TN, sums += R * lds, ahead = rows)
+            P::template values<R>(w, rows, ahead, n, dim, sums, lds);
+        if (m) Rows<P, R - 1>::values(w, rows, ahead, m, n, dim, sums, lds);
     }
 };
 template <class P> struct Rows<P, 0> {
-    static void scores(const typename P::type*, int64_t, const char* const*, int64_t, int64_t, int64_t, float*) {}
-    static void values(const typename P::type*, const char* const*, int64_t, int64_t, int64_t, float*, int64_t) {}
+    static void scores(const typename P::type*, int64_t, const char* const*, const char* const*, int64_t, int64_t,
+                       int64_t, float*) {}
+    static void values(const typename P::type*, const char* const*, const char* const*, int64_t, int64_t, int64_t,
+                       float*, int64_t) {}
 };
 
-template <class P> static int few_rows(const Job& j, const Item& it) {
+template <class P> static int few_rows(const Job& j, const Item& it, const Item* then) {
     typedef typename P::type E;
     typedef typename std::conditional<sizeof(E) == 2, Pairs, Fp32>::type C;
     const HalCall& c = *j.call;
@@ -255,36 +272,46 @@ template <class P> static int few_rows(const Job& j, const Item& it) {
     const int64_t k_bytes = j.dim * size_of(c.k), v_bytes = j.dim_v * size_of(c.v);
     const bool dense = k_step == k_bytes && v_step == v_bytes;  // heads of a token lie side by side
     const float qd_one = c.q_descale.data ? 0.0f : 1.0f;
-    const char *kp[2][TN], *vp[2][TN], *kh[TN], *vh[TN];
-    if (it.j0 < it.j1) keys.find(it.j0, it.j1 - it.j0 < TN ? it.j1 - it.j0 : TN, it.h0, kp[0], vp[0]);
+    // Tokens of a tile: about 128 KiB of all heads, so that it and the next one leave room in an L2 cache of 512 KiB.
+    int64_t tile = (int64_t(1) << 17) / (heads * (k_bytes + v_bytes)) / 16 * 16;
+    tile = tile < 16 ? 16 : tile > TN ? TN : tile;
+    const char *kp[2][TN], *vp[2][TN], *kh[TN], *vh[TN], *ka[TN], *va[TN];
+    if (it.j0 < it.j1) keys.find(it.j0, it.j1 - it.j0 < tile ? it.j1 - it.j0 : tile, it.h0, kp[0], vp[0]);
     int now = 0;
-    for (int64_t at = it.j0; at < it.j1; at += TN, now ^= 1) {
-        const int64_t n = it.j1 - at < TN ? it.j1 - at : TN, next = at + TN;
-        const int64_t ahead = next >= it.j1 ? 0 : it.j1 - next < TN ? it.j1 - next : TN;
-        if (ahead) keys.find(next, ahead, it.h0, kp[now ^ 1], vp[now ^ 1]);
+    for (int64_t at = it.j0; at < it.j1; at += tile, now ^= 1) {
+        const int64_t n = it.j1 - at < tile ? it.j1 - at : tile, next = at + tile;
+        // The next tile: of this piece, or the first one of the piece that this thread will likely turn to then.
+        int64_t more = next >= it.j1 ? 0 : it.j1 - next < tile ? it.j1 - next : tile;
+        if (more) {
+            keys.find(next, more, it.h0, kp[now ^ 1], vp[now ^ 1]);
+        } else if (then && then->rows && then->h1 - then->h0 == heads) {
+            more = then->j1 - then->j0 < tile ? then->j1 - then->j0 : tile;
+            Keys(j, j.seqs[then->seq]).find(then->j0, more, then->h0, kp[now ^ 1], vp[now ^ 1]);
+        }
         const int64_t whole = round_up(n, KEYS), even = round_up(n, 2);
+        int64_t token = 0, part = 0;  // of the next tile: what is fetched beside the row in hand
         for (int64_t h = 0; h < heads; h++) {
-            // Of the next tile the share of this head, in the order of memory where heads lie side by side.
-            if (dense) {
-                for (int64_t i = ahead * h / heads; i < ahead * (h + 1) / heads; i++) {
-                    prefetch_row(kp[now ^ 1][i], k_bytes * heads);
-                    prefetch_row(vp[now ^ 1][i], v_bytes * heads);
+            for (int64_t i = 0; i < n; i++) {
+                kh[i] = ka[i] = kp[now][i] + h * k_step;
+                vh[i] = va[i] = vp[now][i] + h * v_step;
+            }
+            for (int64_t i = n; i < whole; i++) kh[i] = ka[i] = kh[0];
+            for (int64_t i = n; i < even; i++) vh[i] = va[i] = vh[0];
+            if (dense) {  // in the order of memory
+                for (int64_t i = 0; i < n && token < more; i++) {
+                    ka[i] = kp[now ^ 1][token] + part * k_step;
+                    va[i] = vp[now ^ 1][token] + part * v_step;
+                    if (++part == heads) part = 0, token++;
                 }
             } else {
-                for (int64_t i = 0; i < ahead; i++) {
-                    prefetch_row(kp[now ^ 1][i] + h * k_step, k_bytes);
-                    prefetch_row(vp[now ^ 1][i] + h * v_step, v_bytes);
+                for (int64_t i = 0; i < n && i < more; i++) {
+                    ka[i] = kp[now ^ 1][i] + h * k_step;
+                    va[i] = vp[now ^ 1][i] + h * v_step;
                 }
             }
-            for (int64_t i = 0; i < n; i++) {
-                kh[i] = kp[now][i] + h * k_step;
-                vh[i] = vp[now][i] + h * v_step;
-            }
-            for (int64_t i = n; i < whole; i++) kh[i] = vh[i] = kh[0];
-            for (int64_t i = n; i < even; i++) vh[i] = vh[0];
             const Scale how(c, (qd_one == 1.0f ? 1.0f : number(c.q_descale, it.seq, it.h0 + h)) *
                                number(c.k_descale, it.seq, it.h0 + h));
-            Rows<P, P::most>::scores(q + h * m * dk, dk, kh, m, whole, j.dim, scores);
+            Rows<P, P::most>::scores(q + h * m * dk, dk, kh, ka, m, whole, j.dim, scores);
             for (int64_t r = 0; r < m; r++) {
                 const int64_t t = r / j.group;
                 int64_t to = high[t] - at;
@@ -292,7 +319,7 @@ template <class P> static int few_rows(const Job& j, const Item& it) {
                 soften(scores + r * TN, weights + r * TN, round_up(n, W), low[t] - at, to, nullptr, how,
                        &top[h * m + r], total + (h * m + r) * W, sums + (h * m + r) * dv, dv);
             }
-            Rows<P, P::most>::values(weights, vh, m, sizeof(E) == 2 ? even : n, j.dim_v, sums + h * m * dv, dv);
+            Rows<P, P::most>::values(weights, vh, va, m, sizeof(E) == 2 ? even : n, j.dim_v, sums + h * m * dv, dv);
         }
     }
     for (int64_t r = 0; r < heads * m; r++) {

@@ -28,12 +28,19 @@ INLINE void storef(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 INLINE vf as_f(vu x) { return (vf)x; }
 INLINE vi lanes() { vi v; for (int i = 0; i < W; i++) v[i] = i; return v; }
 
+// any: does one lane exceed the bound? NaN does not.
 #if defined(__AVX512F__)
+INLINE bool any_above(vf a, float bound) {
+    return _mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+}
 // (a, b): b where one of them is NaN, so pass the data second.
 INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE float hmax(vf a) { return _mm512_reduce_max_ps((__m512)a); }
 INLINE float hsum(vf a) { return _mm512_reduce_add_ps((__m512)a); }
 #elif defined(__AVX2__)
+INLINE bool any_above(vf a, float bound) {
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, _mm256_set1_ps(bound), _CMP_GT_OQ)) != 0;
+}
 INLINE vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 INLINE float hmax(vf a) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
@@ -46,6 +53,12 @@ INLINE float hsum(vf a) {
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
 #else
+INLINE bool any_above(vf a, float bound) {
+    vi over = a > bound;
+    int32_t any = 0;
+    for (int i = 0; i < W; i++) any |= over[i];
+    return any != 0;
+}
 INLINE vf vmax(vf a, vf b) { return (a > b) ? a : b; }
 INLINE float hmax(vf a) { float m = a[0]; for (int i = 1; i < W; i++) m = m > a[i] ? m : a[i]; return m; }
 INLINE float hsum(vf a) { float s = a[0]; for (int i = 1; i < W; i++) s += a[i]; return s; }
@@ -153,35 +166,57 @@ template <> INLINE_OF void store<F16>(uint16_t* p, vf v) { store_half(p, v); }
 
 // --- exp2, tanh ---
 
-// 2^x for x <= 0 or a little above, relative error 2e-7; exactly 0 from -126.5 down, NaN stays NaN.
-INLINE vf exp2(vf x) {
+// 2^x: exactly 0 for -inf, NaN stays NaN, good for what a float32 can hold and for all that is smaller. The fraction
+// goes through a minimax polynomial of relative error 2e-9 (before rounding) or, for weights that are rounded to
+// bfloat16, 3e-6.
+#if defined(__AVX512F__)
+// Fraction from the floor up: VREDUCE gives it, 0 for an infinite x; VSCALEF floors the power again.
+INLINE vf exp2_with(vf x, bool exact) {
+    vf f = (vf)_mm512_reduce_ps((__m512)x, 1);
+    vf p;
+    if (exact) {
+        p = set1(2.1702255417e-4f);
+        p = p * f + 1.2439688075e-3f;
+        p = p * f + 9.6788409381e-3f;
+        p = p * f + 5.5483342072e-2f;
+        p = p * f + 2.4022983626e-1f;
+        p = p * f + 6.9314698384e-1f;
+        p = p * f + 1.0f;
+    } else {
+        p = set1(1.3534167868e-2f);
+        p = p * f + 5.2011462773e-2f;
+        p = p * f + 2.4144275391e-1f;
+        p = p * f + 6.9300383560e-1f;
+        p = p * f + 1.0000025933f;
+    }
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
+}
+#else
+INLINE vf exp2_with(vf x, bool exact) {
     x = vmax(set1(-127.0f), x);
     vf shifted = x + 12582912.0f;  // 1.5 * 2^23: the integer ends in the low bits
-    vf whole = shifted - 12582912.0f;
-    vf f = x - whole;  // -0.5 .. 0.5
-    vf p = set1(1.5345811967e-4f);
-    p = p * f + 1.3399931385e-3f;
-    p = p * f + 9.6184889587e-3f;
-    p = p * f + 5.5503287766e-2f;
-    p = p * f + 2.4022646891e-1f;
-    p = p * f + 6.9314720574e-1f;
-    p = p * f + 1.0f;
-    vu power = ((vu)shifted - 0x4b400000u + 127u) << 23;
+    vf f = x - (shifted - 12582912.0f);  // -0.5 .. 0.5
+    vf p;
+    if (exact) {
+        p = set1(1.5345811967e-4f);
+        p = p * f + 1.3399931385e-3f;
+        p = p * f + 9.6184889587e-3f;
+        p = p * f + 5.5503287766e-2f;
+        p = p * f + 2.4022646891e-1f;
+        p = p * f + 6.9314720574e-1f;
+        p = p * f + 1.0f;
+    } else {
+        p = set1(9.5701018774e-3f);
+        p = p * f + 5.5917861783e-2f;
+        p = p * f + 2.4024744841e-1f;
+        p = p * f + 6.9312181456e-1f;
+        p = p * f + 9.9999926144e-1f;
+    }
+    vu power = ((vu)shifted - 0x4b400000u + 127u) << 23;  // -127 gives 0
     return p * as_f(power);
 }
-// 2^x to 3e-6 (minimax of degree 4): for weights that are rounded to bfloat16.
-INLINE vf exp2_short(vf x) {
-    x = vmax(set1(-127.0f), x);
-    vf shifted = x + 12582912.0f;
-    vf f = x - (shifted - 12582912.0f);
-    vf p = set1(9.5701018774e-3f);
-    p = p * f + 5.5917861783e-2f;
-    p = p * f + 2.4024744841e-1f;
-    p = p * f + 6.9312181456e-1f;
-    p = p * f + 9.9999926144e-1f;
-    vu power = ((vu)shifted - 0x4b400000u + 127u) << 23;
-    return p * as_f(power);
-}
+#endif
+INLINE vf exp2(vf x) { return exp2_with(x, true); }
 INLINE float exp2_one(float x) { return exp2(set1(x))[0]; }
 INLINE vf tanh_of(vf x) {
     vf a = x * 2.8853900817779268f;  // 2 log2 e
@@ -192,6 +227,7 @@ INLINE vf tanh_of(vf x) {
 
 // --- prefetch ---
 
+INLINE void fetch(const char* p) { __builtin_prefetch(p, 0, 2); }
 INLINE void prefetch_row(const char* p, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }

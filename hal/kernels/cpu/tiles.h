@@ -104,7 +104,7 @@ template <class C> static int tiles(const Job& j, const Item& it) {
         sums = carve.take<float>(rows * dv);
         top = carve.take<float>(rows);
         total = carve.take<float>(rows * W);
-        scores = carve.take<float>(16 * BN);
+        scores = carve.take<float>(2 * 16 * BN);
         work = carve.take<float>(wide * 2 + 64);
         low = carve.take<int64_t>(tokens);
         high = carve.take<int64_t>(tokens);
@@ -197,33 +197,48 @@ template <class C> static int tiles(const Job& j, const Item& it) {
         const int64_t depth = round_up(n, sizeof(E) == 2 ? 32 : 1), columns = round_up(n, W);
         pack_values<C>(v, depth, dv, values);
 
-        for (int64_t r0 = 0; r0 < m; r0 += RB) {
+        // Blocks of rows that see something of this tile. Low and high never fall along a sequence, but that rows
+        // which see nothing have any: so each row's are looked at.
+        auto sees = [&](int64_t r0) {
+            if (j.complex_mask || sparse) return true;
+            for (int64_t t = r0 / j.group; t < tokens && t * j.group < r0 + RB; t++)
+                if (low[t] < high[t] && at < high[t] && at + n > low[t]) return true;
+            return false;
+        };
+        auto following = [&](int64_t r0) {
+            while (r0 < m && !sees(r0)) r0 += RB;
+            return r0;
+        };
+        auto score = [&](int64_t r0, float* into) {
             const int64_t count = m - r0 < RB ? m - r0 : RB;
-            const int64_t first = r0 / j.group, last = (r0 + count - 1) / j.group;
-            if (!j.complex_mask && !sparse) {  // low and high never fall: the block's hull is that of its ends
-                int64_t from = low[first], to = high[last];
-                for (int64_t t = first; t <= last; t++) {
-                    from = low[t] < from ? low[t] : from;
-                    to = high[t] > to ? high[t] : to;
-                }
-                if (at >= to || at + n <= from) continue;
-            }
-            multiply<C>(a + r0 * dk, dk, kt, BN, scores, BN, count, BN, dk, false);
-            if (latent) {
-                if (ratio != 1.0f)
-                    for (int64_t i = 0; i < count * BN; i += W) storef(scores + i, loadf(scores + i) * ratio);
-                multiply<C>(av + r0 * dv, dv, vt, BN, scores, BN, count, BN, dv, true);
-            }
+            multiply<C>(a + r0 * dk, dk, kt, BN, into, BN, count, BN, dk, false);
+            if (!latent) return;
+            if (ratio != 1.0f)
+                for (int64_t i = 0; i < count * BN; i += W) storef(into + i, loadf(into + i) * ratio);
+            multiply<C>(av + r0 * dv, dv, vt, BN, into, BN, count, BN, dv, true);
+        };
+        // The scores of the next block are under way while this one's weights are made.
+        float* here = scores;
+        float* there = scores + 16 * BN;
+        int64_t r0 = following(0);
+        if (r0 < m) score(r0, here);
+        while (r0 < m) {
+            const int64_t count = m - r0 < RB ? m - r0 : RB, then = following(r0 + RB);
+            if (then < m) score(then, there);
             for (int64_t r = 0; r < count; r++) {
                 const int64_t t = (r0 + r) / j.group;
                 int64_t from = sparse ? 0 : low[t] - at, to = (sparse ? high[0] : high[t]) - at;
                 if (to > n) to = n;
-                soften(scores + r * BN, weights + r * BN, columns, from, to,
+                soften(here + r * BN, weights + r * BN, columns, from, to,
                        j.complex_mask ? bytes + t * BN : nullptr, how, &top[r0 + r], total + (r0 + r) * W,
                        sums + (r0 + r) * dv, dv);
                 if (columns < depth) memset(weights + r * BN + columns, 0, (depth - columns) * sizeof(E));
             }
             multiply<C>(weights, BN, values, dv, sums + r0 * dv, dv, count, dv, depth, true);
+            r0 = then;
+            float* other = here;
+            here = there;
+            there = other;
         }
     }
 #if defined(__AMX_BF16__)

@@ -109,16 +109,25 @@ static int write(const HalWrite* c, int64_t first, int64_t last) {
         if (!scratch.need(carve.used)) return HAL_NO_MEMORY;
     }
     const int64_t page_size = c->k_cache.size[1];
-    for (int64_t i = first; i < last; i++) {
+    auto place = [&](int64_t i, const HalTensor& cache) -> char* {
+        if (i >= last) return nullptr;
         int64_t slot = reinterpret_cast<const int64_t*>(c->slots.data)[i * c->slots.stride[0]];
-        if (slot < 0) continue;
+        if (slot < 0) return nullptr;
         int64_t page = slot / page_size, at = slot - page * page_size;
+        return cache.data + (page * cache.stride[0] + at * cache.stride[1]) * size_of(cache);
+    };
+    for (int64_t i = first; i < last; i++) {
         for (int which = 0; which < 2; which++) {
             const HalTensor& x = which ? c->v : c->k;
             const HalTensor& cache = which ? c->v_cache : c->k_cache;
-            put(x, x.data + i * x.stride[0] * size_of(x), x.stride[1], cache,
-                cache.data + (page * cache.stride[0] + at * cache.stride[1]) * size_of(cache),
-                which ? &c->v_scale : &c->k_scale, float(which ? c->v_scale_number : c->k_scale_number), work);
+            char *to = place(i, cache), *then = place(i + 1, cache);
+            // Slots are anywhere: the next one's lines are asked for while this one is filled.
+            const int64_t bytes = cache.size[2] * cache.size[3] * size_of(cache);
+            if (then)
+                for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(then + b, 1, 3);
+            if (to)
+                put(x, x.data + i * x.stride[0] * size_of(x), x.stride[1], cache, to,
+                    which ? &c->v_scale : &c->k_scale, float(which ? c->v_scale_number : c->k_scale_number), work);
         }
     }
     return HAL_OK;
