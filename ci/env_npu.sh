@@ -39,6 +39,11 @@ for arch in ascend910b ascend910c ascend950; do
         "$python" ci/verify_emulated.py "$backend" --arch "$arch" --quick --jobs 2 || failed
     done
 done
+# Where a stack has the reported faults, HAL's calls are not among those that meet them.
+for feature in non_causal encoder; do
+    PYTHONPATH=tests "$python" -m fake_npu --trap uniform_average --trap mask_ends_at_512 -- \
+        "$python" ci/verify_emulated.py ascend --quick --case "$feature" || failed
+done
 TORCH_DEVICE_BACKEND_AUTOLOAD=0 "$python" -m hal.default_model >/dev/null || failed
 HAL_TEST_ENV=npu "$python" -m pytest -q tests/env_npu/test_generate.py || failed
 echo PASSED

@@ -143,14 +143,20 @@ def run(backend: str, arch: str | None, quick: bool, text: str, seed: int, jobs:
 
 def on_fake_npu(arch: str) -> None:
     """Start this command again in a process that has the fake NPU; returns there."""
-    if "FAKE_NPU_SOC" in os.environ:
+    try:
+        from fake_npu import SOCS as NAMES
+        from fake_npu import start
+        from fake_npu.build import BuildError
+    except ImportError as error:
+        raise SystemExit(f"verify_emulated.py: {error}") from error
+    here = os.environ.get("FAKE_NPU_SOC")
+    if here is not None:
+        if here != NAMES[SOCS[arch]]:
+            raise SystemExit(f"verify_emulated.py: this process has a fake {here}, {arch} is {NAMES[SOCS[arch]]}")
         return
-    from fake_npu import start
-    from fake_npu.build import BuildError
-
     try:
         environ = start(SOCS[arch], devices=1)
-    except (BuildError, ImportError) as error:
+    except BuildError as error:
         raise SystemExit(f"verify_emulated.py: {error} (ci/env_npu.sh makes .venv-npu)") from error
     os.execvpe(sys.executable, [sys.executable, *sys.argv], environ)
 

@@ -238,6 +238,18 @@ def check_host_once(lab: Lab) -> None:
         assert [s.operation for s in devices.syncs if s.direction == "to host"] == ["tolist"] * 4
 
 
+def check_host_together(lab: Lab) -> None:
+    """One wait brings all lengths: those asked for, whatever their dtype, and the context's others."""
+    with Devices("npu:0") as devices:
+        lens, cu = (torch.tensor(x, dtype=torch.int32, device="npu:0") for x in ([3, 5], [0, 1, 4]))
+        slots = torch.tensor([7, -1, 9], device="npu:0")
+        assert lab.context.hosts(cu, lens) == ((0, 1, 4), (3, 5))
+        with lab.forward_context(cache_seqlens=lens, cu_seqlens_q=cu, page_table=lens[:, None]):
+            assert lab.context.hosts(slots) == ((7, -1, 9),)
+            assert lab.context.hosts(cu, slots, lens) == ((0, 1, 4), (7, -1, 9), (3, 5))
+        assert [s.operation for s in devices.syncs if s.direction == "to host"] == ["tolist"] * 2
+
+
 def check_host_given(lab: Lab) -> None:
     """Copies the engine passes are used, even where two names share one tensor; they go with their epoch."""
     lens = ints(3, 5)
@@ -277,6 +289,8 @@ MUTANTS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "no memory": ("no_memory", ((" or -id(length)", ""),)),
     "restore": ("nesting", (("            STATE.current = outer\n", "            STATE.current = None\n"),)),
     "host memo": ("host_once", (("if key not in self.hosts}\n        if missing:", "}\n        if missing:"),)),
+    "host copies apart": ("host_together", (("if len(lengths) < 2 or", "if len(lengths) > 0 or"),)),
+    "host copies of others": ("host_together", (("missing |= {key: tensor for", "missing | {key: tensor for"),)),
     "host copies given": ("host_given", (("self.hosts = {identity(self.tensors[name]): copy for name, copy in "
                                           "self.copies.items()}", "self.hosts = {}"),)),
 }
