@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hal.backends.ascend_plans import Step
+from hal.backends.ascend_plans import Step, update_stream
 from hal.backends.ascend_rules import UNBOUNDED
 from hal.graph import captures
 
@@ -109,7 +109,7 @@ def _captured(names: Names, op: Any, step: Step, arguments: dict[str, Any]) -> t
     kept |= {"workspace": weak(workspace), "out": [weak(x) for x in result]}
 
     def update() -> None:
-        stream = _update_stream(device)
+        stream = update_stream(device)
         with npu.stream(stream):
             npu.graph_task_update_begin(stream, group)
             op.out(**kept, **{names.q_ends: step.q_ends, names.keys: step.keys})
@@ -118,10 +118,3 @@ def _captured(names: Names, op: Any, step: Step, arguments: dict[str, Any]) -> t
 
     step.tasks.append(update)
     return result[0], result[1]
-
-
-@cache
-def _update_stream(device: torch.device) -> Any:
-    import torch_npu
-
-    return torch_npu.npu.Stream(device)

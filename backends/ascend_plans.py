@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,7 +68,7 @@ class Step:
     q_ends: where each row's queries end. keys: each row's keys, of paged ones; where they end, of packed ones. order,
     back: rows of q as the op gets them and the way back, None where nothing moves. source: rows of packed k and v, or
     None. table: the page table with a row for each row, None for the call's own. empty: there is no key at all. tasks:
-    captured calls, to be updated before a replay (ascend_graph.py).
+    captured calls, to be updated before a replay (ascend_fused.py).
     """
 
     __slots__ = ("back", "empty", "keys", "order", "q_ends", "source", "table", "tasks")
@@ -91,7 +92,7 @@ class Step:
                 back[i] = at
             self.order, self.back = on_device(order, device), on_device(back, device)
 
-    def refresh(self, new: Step) -> None:
+    def refresh(self, new: Step, device: torch.device) -> None:
         """Takes the lengths of `new`, in the memory that a graph knows, and updates the captured calls."""
         for name in ("order", "back", "source", "table"):
             before, after = getattr(self, name), getattr(new, name)
@@ -100,9 +101,23 @@ class Step:
                                    "can't follow")
             if before is not None:
                 before.copy_(after)
-        self.q_ends, self.keys = new.q_ends, new.keys
+        self.q_ends, self.keys, self.empty = new.q_ends, new.keys, new.empty
+        if self.tasks:
+            import torch_npu
+
+            # Not before the replay that was started last has run: it would run with these lengths, or take this one's
+            # event for its own and leave the next replay without.
+            update_stream(device).wait_stream(torch_npu.npu.current_stream(device))
         for task in self.tasks:
             task()
+
+
+@cache
+def update_stream(device: torch.device) -> Any:
+    """The stream on which captured calls get their lengths."""
+    import torch_npu
+
+    return torch_npu.npu.Stream(device)
 
 
 def on_device(values: Sequence[int], device: torch.device) -> Tensor:
@@ -204,7 +219,7 @@ def packed(name: str) -> Planner:
 
 def _refresh(make: Callable[..., Step]) -> Callable[..., None]:
     def refresh(plan: Step, device: torch.device, *arguments: Any) -> None:
-        plan.refresh(make(device, *arguments))
+        plan.refresh(make(device, *arguments), device)
 
     return refresh
 

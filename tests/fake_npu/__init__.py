@@ -11,7 +11,8 @@ from the same (fused_infer_rules.py), plain torch operators from CPU torch (aten
 
 Not the chip: agreement says that a call means what the documents say, nothing about the hardware's numerics or speed.
 Memory that nobody wrote is NaN, tensors of another device or of the host are refused, and an operator without an answer
-raises. Work runs at once, in the order of the calls, so a missing synchronisation between streams goes unnoticed.
+raises. Work runs at once, in the order of the calls, unless its stream waits for an event: a missing synchronisation
+between streams shows only where a test holds one of them back so.
 """
 
 from __future__ import annotations

@@ -286,6 +286,27 @@ def test_a_replay_waits_no_more_than_once() -> None:
     captured.expect(given)
 
 
+def test_the_next_step_may_be_prepared_while_one_runs() -> None:
+    """As an asynchronous scheduler does: all of it is enqueued while the device still does earlier work."""
+    captured = Captured(DENSE, 2, layers=2)
+    steps = {(100, 200): captured.new_step([100, 200])}
+    steps |= {lens: steps[100, 200] | {"cache_seqlens": ints(*lens)} for lens in ((7, 9), (128, 3))}
+    given = [npu(step) for step in steps.values()]
+    torch.npu.synchronize()
+    gate, outs = torch.npu.ExternalEvent(), []
+    gate.wait(torch.npu.current_stream())
+    fake_npu.reset_counters()
+    for lens, step in zip(steps, given):
+        captured.state.prepare_replay(2, **step, cache_seqlens_cpu=lens)
+        captured.graph.replay()
+        outs.append((captured.out.clone(), captured.lse.clone()))
+    assert fake_npu.counters()["host_waits"] == 0
+    gate.record(torch.npu.Stream())
+    torch.npu.synchronize()
+    for step, (captured.out, captured.lse) in zip(steps.values(), outs):
+        captured.expect(step)
+
+
 def test_stale_lengths_are_seen() -> None:
     captured = Captured(DENSE, 2)
     given = captured.new_step([100, 200])
@@ -317,7 +338,7 @@ def test_a_graph_that_hal_does_not_know_of_is_refused() -> None:
     call = npu({"q": torch.zeros(1, 1, H, D).bfloat16(), "cache_seqlens": ints(5), "page_table": ints(1)[None]})
     with hal.forward_context(cache_seqlens=call["cache_seqlens"], cache_seqlens_cpu=[5]):
         impl.flash_attn_with_kvcache(**call, k_cache=k_cache, v_cache=v_cache, causal=True)
-        with pytest.raises(RuntimeError, match=r"would keep the lengths .* graph_state\(\)"), \
+        with pytest.raises(RuntimeError, match=r"would keep the lengths .*graph_state\(\)"), \
                 torch.npu.graph(torch.npu.NPUGraph()):
             impl.flash_attn_with_kvcache(**call, k_cache=k_cache, v_cache=v_cache, causal=True)
 

@@ -121,6 +121,28 @@ def test_update_of_a_task_group(replay_first: bool) -> None:
         decode.expect(decode.out, lengths)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_trap_an_update_does_not_wait_for_the_replay_before_it(ordered: bool) -> None:
+    # vllm-ascend#4233: the update is work of its own stream. What is still waiting there and what is not shows who waits.
+    decode = Decode()
+    graph, event, group = captured(decode)
+    update(decode, group, event, [100, 200])
+    torch.npu.synchronize()
+    gate, stream = torch.npu.ExternalEvent(), torch.npu.Stream()
+    gate.wait(torch.npu.current_stream())
+    graph.replay()
+    first = decode.out.clone()
+    if ordered:
+        stream.wait_stream(torch.npu.current_stream())
+    with torch.npu.stream(stream):
+        torch.npu.graph_task_update_begin(stream, group)
+        decode.into([3, 256])
+        torch.npu.graph_task_update_end(stream)
+    gate.record(torch.npu.Stream())
+    torch.npu.synchronize()
+    decode.expect(first, [100, 200] if ordered else [3, 256])
+
+
 def test_a_replay_whose_event_nobody_records_is_an_error() -> None:  # on the chip it hangs
     decode = Decode()
     graph, event, group = captured(decode)
