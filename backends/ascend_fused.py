@@ -16,7 +16,6 @@ from hal.backends.ascend_rules import UNBOUNDED
 from hal.graph import captures
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 

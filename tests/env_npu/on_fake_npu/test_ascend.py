@@ -210,6 +210,9 @@ class Captured:
         heads = config.num_heads
         self.pages = 1 + 3 * batch  # page 0 is for padding
         self.k_cache, self.v_cache = self.impl.new_kv_cache(self.pages)
+        self.host = [torch.randn(cache.shape).bfloat16() for cache in (self.k_cache, self.v_cache)]
+        for cache, content in zip((self.k_cache, self.v_cache), self.host):
+            cache.copy_(content)
         self.state = self.impl.graph_state(batch, batch * query_len, max_pages=3)
         self.batch = self.state.prepare_capture(batch, query_len)
         widths = (ROPE, LATENT) if self.mla else (D,)
@@ -232,29 +235,35 @@ class Captured:
                 **({"qv": self.q[1], "softmax_scale": SCALE} if self.mla else {"window_size": self.window}))
         return result
 
-    def new_step(self, lens: list[int]) -> dict[str, Any]:
-        """New queries, keys and lengths (query_len of them new); what prepare_replay is given, on the host."""
+    def new_step(self, lens: list[int], skipped: Any = ()) -> dict[str, Any]:
+        """New queries, keys and lengths (query_len of them new); what prepare_replay is given, on the host.
+
+        skipped: tokens whose keys are not written.
+        """
         order = torch.randperm(self.pages - 1)[: 3 * len(lens)] + 1
         table = order.view(len(lens), 3).int()
         slots = [int(table[b, at // PAGE]) * PAGE + at % PAGE for b, end in enumerate(lens)
                  for at in range(end - self.query_len, end)]
+        for token in skipped:
+            slots[token] = -1
         for x in (*self.q, *self.kv):
             x.copy_(torch.randn(x.shape))
         return {"cache_seqlens": ints(*lens), "page_table": table, "slot_mapping": torch.tensor(slots)}
 
     def expect(self, given: dict[str, Any]) -> None:
-        n = len(given["cache_seqlens"])
+        """Against caches of the host that have this step's writes and no others."""
+        n, slots = len(given["cache_seqlens"]), given["slot_mapping"]
+        for cache, new in zip(self.host, self.kv):
+            cache.view(-1, *cache.shape[2:])[slots[slots >= 0]] = new.cpu()[: len(slots)][slots >= 0]
+        for cache, host in zip((self.k_cache, self.v_cache), self.host):
+            assert torch.equal(cache.cpu()[1:], host[1:])  # all but the padding page
         q = [x[:n].cpu() for x in self.q]
         want, lse = oracle.flash_attn_with_kvcache(
-            q[0], self.k_cache.cpu(), self.v_cache.cpu(), cache_seqlens=given["cache_seqlens"],
+            q[0], *self.host, cache_seqlens=given["cache_seqlens"],
             page_table=given["page_table"], causal=True, return_softmax_lse=True,
             **({"qv": q[1], "softmax_scale": SCALE} if self.mla else {"window_size": self.window}))
         close(self.out[:n], want)
         close(self.lse[:n], lse)
-        count = n * self.query_len
-        for cache, new in zip((self.k_cache, self.v_cache), self.kv):
-            written = cache.cpu().view(-1, *cache.shape[2:])[given["slot_mapping"][:count]]
-            assert torch.equal(written, new[:count].cpu())
 
 
 @pytest.mark.parametrize(("config", "query_len"), [
@@ -265,7 +274,8 @@ def test_a_captured_step_follows_the_lengths_of_each_replay(config: hal.Attentio
     for _ in range(100):
         n = int(torch.randint(1, 5, (), generator=generator))
         lens = torch.randint(query_len, 3 * PAGE + 1, (n,), generator=generator).tolist()
-        given = captured.new_step(lens)
+        skipped = (torch.rand(n * query_len, generator=generator) < torch.rand((), generator=generator)).nonzero()
+        given = captured.new_step(lens, skipped.flatten().tolist())
         captured.state.prepare_replay(4, query_len, **npu(given))
         captured.graph.replay()
         captured.expect(given)

@@ -123,7 +123,7 @@ def test_update_of_a_task_group(replay_first: bool) -> None:
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_trap_an_update_does_not_wait_for_the_replay_before_it(ordered: bool) -> None:
-    # vllm-ascend#4233: the update is work of its own stream. What is still waiting there and what is not shows who waits.
+    # vllm-ascend#4233: the update is work of its own stream, ordered behind nothing that the caller does not name.
     decode = Decode()
     graph, event, group = captured(decode)
     update(decode, group, event, [100, 200])
