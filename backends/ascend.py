@@ -65,6 +65,7 @@ class Ascend(AttentionBackend):
     max_decode_query_len = RULES["query tokens of a decoded sequence"].limit
     graph_level = "uniform batch"
     graph_padding_length = 1  # vllm-ascend 182b75ea pads with 1; 0 keys in a captured call are nowhere described
+    graph_skips_slots = False  # npu_scatter_pa_kv_cache: slots from 0 on, none of them twice
     refusals = REFUSALS
     targets = {"prefill": "torch_npu.npu_fused_infer_attention_score",
                "decode": "torch_npu.npu_fused_infer_attention_score"}

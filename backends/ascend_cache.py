@@ -40,8 +40,6 @@ def writer(name: str) -> Callable[..., None]:
         plan = planned(k.device, (slot_mapping,), (k_cache.shape[0] * k_cache.shape[1],))
         if plan.source is not None:
             k, v = k.index_select(0, plan.source), v.index_select(0, plan.source)
-        if plan.any is not None:
-            k, v = k.where(plan.any, k_cache[0, :1]), v.where(plan.any, v_cache[0, :1])
         if len(k):  # cache_mode: its default is another layout
             torch_npu.npu_scatter_pa_kv_cache(key=k.contiguous(), value=v.contiguous(), key_cache=k_cache,
                                               value_cache=v_cache, slot_mapping=plan.slots, cache_mode="Norm")

@@ -52,7 +52,7 @@ class AscendMLA(AttentionBackend):
     # Two buffers, latent and rope, each contiguous: what memory_pool_npu.py and vllm-ascend allocate.
     kv_layout = MLA_APART
     graph_level = "uniform batch"  # AscendMLAMetadataBuilder.get_cudagraph_support
-    graph_padding_length = Ascend.graph_padding_length
+    graph_padding_length, graph_skips_slots = Ascend.graph_padding_length, Ascend.graph_skips_slots
     targets = {"prefill": "torch_npu.npu_fused_infer_attention_score",
                "decode": "torch_npu.npu_fused_infer_attention_score_v2"}
     sources = ("Ascend op-plugin, documents of torch_npu.npu_fused_infer_attention_score and _v2",

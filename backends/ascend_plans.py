@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hal.backends.ascend_rules import check
-from hal.context import STATE, hosts
+from hal.context import hosts
+from hal.graph import in_graph
 from hal.plan import Planner
 
 if TYPE_CHECKING:
@@ -229,37 +231,31 @@ def _hosts(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
 
 
 class Slots(NamedTuple):
-    """What is written: rows of k and v (None: all, as they come), their slots, and whether there is any at all."""
+    """What is written: rows of k and v (None: all, as they come), and their slots."""
 
     source: Tensor | None
     slots: Tensor
-    any: Tensor | None
 
 
 def slots(name: str) -> Planner:
     """Slots without those of -1, for which the op has no rule."""
 
     def ascend_slots(device: torch.device, slot_mapping: Tensor, room: int) -> Slots:
-        import torch
-
-        context = STATE.current
-        if context is not None and context.epoch is not None and context.epoch.graph is not None:
-            # A graph has room for all rows. So a skipped token repeats one that is written, its slot and its bits, in
-            # whatever order they are stored; where all are skipped, each stores what slot 0 holds.
-            keep = slot_mapping >= 0
-            first = keep.int().argmax(0, keepdim=True)
-            source = torch.where(keep, torch.arange(len(slot_mapping), device=device), first)
-            chosen = slot_mapping.index_select(0, source)
-            return Slots(source, chosen.clamp(min=0), (chosen[:1] >= 0)[:, None, None])
+        if in_graph(slot_mapping, "slot_mapping"):  # graph_state gave every token a slot
+            return Slots(None, slot_mapping)
         values = hosts(slot_mapping)[0]
         wrong = next((slot for slot in values if not -1 <= slot < room), None)
         if wrong is not None:
             raise ValueError(f"slot_mapping holds {wrong}, which is not supported ({name}: -1, skipped, or 0 to "
                              f"{room - 1})")
         kept = [i for i, slot in enumerate(values) if slot >= 0]
+        if len({values[i] for i in kept}) < len(kept):
+            twice = next(slot for slot, count in Counter(values).items() if count > 1 and slot >= 0)
+            raise ValueError(f"slot_mapping holds {twice} more than once, which is not supported ({name}: each slot "
+                             "once)")
         if len(kept) == len(values):
-            return Slots(None, slot_mapping, None)
+            return Slots(None, slot_mapping)
         source = on_device(kept, device)
-        return Slots(source, slot_mapping.index_select(0, source), None)
+        return Slots(source, slot_mapping.index_select(0, source))
 
     return Planner(ascend_slots)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hal import env
 from hal.backend import AttentionBackend
 from hal.checks import int32, is_int, need
-from hal.context import STATE, Epoch, ForwardContext
+from hal.context import STATE, Epoch, ForwardContext, identity
 from hal.torch_import import load_torch
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class GraphBatch:
     """One batch size of a GraphState: views of its static buffers, to be passed to the captured calls.
 
     cache_seqlens: int32 [batch]. page_table: int32 [batch, max_pages]. cu_seqlens_q: int32 [batch + 1]. slot_mapping:
-    int64 [batch * query_len]. max_seqlen_q is query_len, max_seqlen_k what page_table can hold, in tokens.
+    int64 [batch * query_len], skipped tokens as the backend wants them (-1, or a slot each in the padding pages): what
+    write_kv_cache takes in a graph. max_seqlen_q is query_len, max_seqlen_k what page_table can hold, in tokens.
     """
 
     batch: int
@@ -119,6 +120,24 @@ def captures() -> bool:
     return context is not None and context.epoch is not None and context.epoch.graph == "capture"
 
 
+def in_graph(tensor: Tensor, name: str) -> bool:
+    """Whether a call is inside a graph's context, whose buffers it must be on then.
+
+    Raises RuntimeError for a tensor that is none of an open batch's `name`: a replay would not follow it.
+    """
+    context, found = STATE.current, False
+    while context is not None:
+        if isinstance(context, GraphContext):
+            found = True
+            if identity(getattr(context.batch, name)) == identity(tensor):
+                return True
+        context = context.outer
+    if found:
+        raise RuntimeError(f"{name} of {len(tensor)} inside the warm_up() or capture() of a graph is not its batch's "
+                           f"{name}: pass that, and the step's own to prepare_replay()")
+    return False
+
+
 class GraphState:
     """The static buffers of one kind of layer, for batches of up to max_batch sequences. Made by AttentionImpl.
 
@@ -126,11 +145,12 @@ class GraphState:
     """
 
     def __init__(self, backend: type[AttentionBackend], device: str, page_size: int | None, max_batch: int,
-                 max_tokens: int, max_pages: int, padding_page: int = 0) -> None:
+                 max_tokens: int, max_pages: int, padding_page: int = 0, padding_pages: int = 1) -> None:
         level, name = backend.graph_level, backend.name
         for argument, value in (("max_batch", max_batch), ("max_tokens", max_tokens), ("max_pages", max_pages)):
             need(is_int(value, 1), argument, value, "a whole number >= 1")
         need(is_int(padding_page, 0), "padding_page", padding_page, "a whole number >= 0, a page of the cache")
+        need(is_int(padding_pages, 1), "padding_pages", padding_pages, "a whole number >= 1")
         if level == "never":
             raise ValueError(f"graph_state is not supported ({name}: graph level never): nothing of its calls can be "
                              "captured")
@@ -139,6 +159,10 @@ class GraphState:
                              f"level {level}, so max_tokens up to {max_batch})")
         if page_size is None:
             raise ValueError(f"graph_state needs a paged cache, and {name} was bound without a page size")
+        if not backend.graph_skips_slots and max_tokens > padding_pages * page_size:
+            raise ValueError(f"max_tokens {max_tokens} is not supported ({name}: up to {padding_pages * page_size}, "
+                             f"what padding_pages {padding_pages} of {page_size} tokens can hold; each token that is not "
+                             "written needs a slot of its own there)")
         torch = load_torch()
         self.backend, self.page_size, self.padding_page = backend, page_size, padding_page
         self.max_batch, self.max_tokens, self.max_pages = max_batch, max_tokens, max_pages
@@ -150,6 +174,9 @@ class GraphState:
             self._page_table = torch.zeros(max_batch, max_pages, dtype=torch.int32, device=device)
             self._cu_seqlens_q = torch.zeros(max_batch + 1, dtype=torch.int32, device=device)
             self._slot_mapping = torch.zeros(max_tokens, dtype=torch.int64, device=device)
+            self._skipped = torch.full_like(self._slot_mapping, -1)  # the slots of tokens that are not written
+            if not backend.graph_skips_slots:
+                torch.arange(padding_page * page_size, padding_page * page_size + max_tokens, out=self._skipped)
             self._count = torch.arange(max_batch + 1, dtype=torch.int32, device=device)
 
     def prepare_capture(self, batch: int, query_len: int = 1) -> GraphBatch:
@@ -220,7 +247,10 @@ class GraphState:
             prepared.cache_seqlens[:n].copy_(cache_seqlens, non_blocking=True)
             prepared.page_table[:n, :pages].copy_(page_table, non_blocking=True)
             if slot_mapping is not None:
-                prepared.slot_mapping[: len(slot_mapping)].copy_(slot_mapping, non_blocking=True)
+                slots = prepared.slot_mapping[: len(slot_mapping)]
+                slots.copy_(slot_mapping, non_blocking=True)
+                if not self.backend.graph_skips_slots:
+                    slots.copy_(slots.where(slots >= 0, self._skipped[: len(slots)]))
             self._pad(prepared, n, 0 if slot_mapping is None else len(slot_mapping))
             if cu_seqlens_q is not None:
                 prepared.cu_seqlens_q[: n + 1].copy_(cu_seqlens_q, non_blocking=True)
@@ -233,7 +263,7 @@ class GraphState:
         self.current = prepared
         prepared.cache_seqlens[rows:].fill_(self.backend.graph_padding_length)
         prepared.page_table[rows:].fill_(self.padding_page)
-        prepared.slot_mapping[tokens:].fill_(-1)
+        prepared.slot_mapping[tokens:].copy_(self._skipped[tokens : len(prepared.slot_mapping)])
         prepared.cu_seqlens_q.copy_(self._count[: prepared.batch + 1] * prepared.query_len)
 
     def _check(self, prepared: GraphBatch, cache_seqlens: Any, cu_seqlens_q: Any, copy: Any) -> None:

@@ -353,6 +353,21 @@ def test_a_graph_that_hal_does_not_know_of_is_refused() -> None:
             impl.flash_attn_with_kvcache(**call, k_cache=k_cache, v_cache=v_cache, causal=True)
 
 
+def test_slots_that_a_replay_would_not_follow_are_refused() -> None:
+    captured = Captured(DENSE, 2)
+    with captured.batch.warm_up(), pytest.raises(RuntimeError, match="slot_mapping of 2 inside .* is not its batch's"):
+        captured.impl.write_kv_cache(*captured.kv, captured.k_cache, captured.v_cache,
+                                     captured.batch.slot_mapping.clone())
+
+
+def test_more_tokens_than_the_padding_pages_hold_are_refused() -> None:
+    impl = hal.get_attention_impl(DENSE.replace(graph=True), PLATFORM)
+    with pytest.raises(ValueError, match=r"max_tokens 129 is not supported \(ascend: up to 128, what padding_pages 1"):
+        impl.graph_state(129, 129, 3)
+    batch = impl.graph_state(129, 129, 3, padding_pages=2).prepare_capture(129)
+    assert len(set(batch.slot_mapping.tolist())) == 129
+
+
 def test_batches_of_one_state_are_captured_side_by_side() -> None:
     captured = Captured(DENSE, 4)
     small = captured.state.prepare_capture(2)
@@ -393,6 +408,15 @@ def test_skipped_slots_leave_every_row_alone(kept: tuple[int, ...]) -> None:
         for i in kept:
             old.view(-1, HKV, D)[slots[i]] = x[i]
         assert torch.equal(cache.cpu(), old)
+
+
+def test_a_slot_that_repeats_is_refused_before_anything_is_written() -> None:
+    impl, *pair = caches()
+    x = torch.ones(4, HKV, D, dtype=torch.bfloat16, device="npu")
+    fake_npu.reset_counters()
+    with pytest.raises(ValueError, match="slot_mapping holds 3 more than once"):
+        impl.write_kv_cache(x, x, *pair, torch.tensor([-1, 3, -1, 3]).npu())
+    assert vendor_calls() == []
 
 
 @pytest.mark.parametrize("slot", [256, -2])
