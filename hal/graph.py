@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hal import env
 from hal.backend import AttentionBackend
 from hal.checks import int32, is_int, need
-from hal.context import STATE, Epoch, ForwardContext, identity
+from hal.context import STATE, Epoch, ForwardContext, identity, owner
 from hal.torch_import import load_torch
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ class GraphBatch:
         if refresh:
             self._refresh({})
 
-    def _refresh(self, copies: dict[str, tuple[int, ...]]) -> None:
-        """Every plan as if just made, in the memory it has. copies: host copies that are at hand, by name."""
+    def _refresh(self, copies: dict[str, Any]) -> None:
+        """Every plan as if just made, in the memory it has. copies: host copies that are at hand, or how they are got
+        where a plan needs one, by name."""
         torch = load_torch()
         self._epoch.copies, self._epoch.hosts, self._epoch.kept = copies, None, []
         # Plans made in inference mode can be written only there.
@@ -161,8 +162,8 @@ class GraphState:
             raise ValueError(f"graph_state needs a paged cache, and {name} was bound without a page size")
         if not backend.graph_skips_slots and max_tokens > padding_pages * page_size:
             raise ValueError(f"max_tokens {max_tokens} is not supported ({name}: up to {padding_pages * page_size}, "
-                             f"what padding_pages {padding_pages} of {page_size} tokens can hold; each token that is not "
-                             "written needs a slot of its own there)")
+                             f"what padding_pages {padding_pages} of {page_size} tokens can hold; each token that is "
+                             "not written needs a slot of its own there)")
         torch = load_torch()
         self.backend, self.page_size, self.padding_page = backend, page_size, padding_page
         self.max_batch, self.max_tokens, self.max_pages = max_batch, max_tokens, max_pages
@@ -209,7 +210,8 @@ class GraphState:
         batch, query_len: of the captured graph. cache_seqlens: int32 [n], n <= batch; page_table: int32 [n, pages];
         cu_seqlens_q: int32 [n + 1], at graph level "always" alone (uniform batches have it fixed); slot_mapping: int64
         [tokens], padded with -1. On the device or the CPU (pinned memory is read without waiting: leave it alone until
-        the stream is past here). cache_seqlens_cpu: a host copy, where a plan needs one.
+        the stream is past here). cache_seqlens_cpu: a host copy, for plans that need one. Without it, and with lengths
+        on the device, they copy it: once for all states that are given this cache_seqlens inside one forward context.
         Raises ValueError naming the argument, before anything is written.
         """
         need((batch, query_len) in self.batches, "batch", f"{batch} with query_len {query_len}",
@@ -233,13 +235,24 @@ class GraphState:
             need(str(getattr(slot_mapping, "dtype", None)) == "torch.int64" and slot_mapping.dim() == 1,
                  "slot_mapping", slot_mapping, "int64 [tokens]")
             need(slot_mapping.shape[0] <= tokens, "slot_mapping", f"{slot_mapping.shape[0]} tokens", f"up to {tokens}")
-        copies: dict[str, tuple[int, ...]] = {}
+        padding = (self.backend.graph_padding_length,) * (batch - n)
+        copies: dict[str, Any] = {}
+        if cu_seqlens_q is None:
+            copies["cu_seqlens_q"] = tuple(range(0, batch * query_len + 1, query_len))
+        elif cu_seqlens_q.device.type == "cpu":
+            ends = tuple(cu_seqlens_q.tolist())
+            copies["cu_seqlens_q"] = ends + ends[-1:] * (batch - n)
+        if cache_seqlens_cpu is None and cache_seqlens.device.type == "cpu":
+            copies["cache_seqlens"] = (*cache_seqlens.tolist(), *padding)
+        elif cache_seqlens_cpu is None and STATE.current is not None:
+            epoch = owner(STATE.current, (identity(cache_seqlens),))
+            if epoch.graph is None:
+                copies["cache_seqlens"] = lambda: (*epoch.copy(cache_seqlens), *padding)
         if cache_seqlens_cpu is not None:
             need(len(cache_seqlens_cpu) == n, "cache_seqlens_cpu", f"{len(cache_seqlens_cpu)} values", f"{n}")
             odd = [each for each in cache_seqlens_cpu if not is_int(each, 0) or each > prepared.max_seqlen_k]
             need(not odd, "cache_seqlens_cpu", odd[0] if odd else None,
                  f"whole numbers up to {prepared.max_seqlen_k}, what page_table can hold")
-            padding = (self.backend.graph_padding_length,) * (batch - n)
             copies["cache_seqlens"] = (*cache_seqlens_cpu, *padding)
         if env.get("HAL_CHECK"):
             self._check(prepared, cache_seqlens, cu_seqlens_q, cache_seqlens_cpu)

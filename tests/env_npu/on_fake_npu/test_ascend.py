@@ -107,12 +107,12 @@ class Model:
         self.kv = [torch.randn(sum(new) + 1, HKV, D).bfloat16() for _ in "kv"]
         self.inputs = self.q.npu(), *(x.npu() for x in self.kv)
 
-    def step(self, layers: int) -> dict[str, torch.Tensor]:
+    def step(self, layers: int, slots: Any = None) -> dict[str, torch.Tensor]:
         q, k, v = self.inputs
         a, out = self.on_npu, {}
         for _ in range(layers):
             for name, impl in self.impls.items():
-                impl.write_kv_cache(k, v, *self.caches[name], a["slots"])
+                impl.write_kv_cache(k, v, *self.caches[name], slots[name] if slots else a["slots"])
                 out[name] = impl.prefill.flash_attn_with_kvcache(
                     q, *self.caches[name], cache_seqlens=a["cache_seqlens"], page_table=a["page_table"], causal=True,
                     cu_seqlens_q=a["cu_seqlens_q"], max_seqlen_q=max(self.new), window_size=impl.config.window_size)
@@ -154,6 +154,36 @@ def test_a_step_whose_lengths_the_engine_has_on_the_host_does_not_wait_to_attend
             cu_seqlens_q=a["cu_seqlens_q"], max_seqlen_q=30, causal=True)
     assert fake_npu.counters()["host_waits"] == 0
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_kinds_of_layer_with_slots_of_their_own_wait_no_more(on_host: bool) -> None:
+    model = Model((130, 7, 300), (30, 7, 1))
+    own = {name: model.slots.npu() for name in model.impls}
+    given: dict[str, Any] = {name: model.on_npu[name] for name in ("cache_seqlens", "page_table", "cu_seqlens_q")}
+    given["slot_mapping"] = list(own.values())
+    if on_host:
+        given |= {"cache_seqlens_cpu": [130, 7, 300], "cu_seqlens_q_cpu": [0, 30, 37, 38],
+                  "slot_mapping_cpu": [model.slots.tolist()] * 2}
+    torch.npu.synchronize()
+    fake_npu.reset_counters()
+    with hal.forward_context(**given):
+        out = model.step(3, own)
+    assert fake_npu.counters()["host_waits"] == (0 if on_host else 1)
+    model.expect(out)
+
+
+def test_the_order_of_the_readme_waits_once() -> None:
+    model = Model((130, 7, 300), (1, 1, 1))
+    a, (q, k, v) = model.on_npu, model.inputs
+    torch.npu.synchronize()
+    fake_npu.reset_counters()
+    with hal.forward_context(cache_seqlens=a["cache_seqlens"], slot_mapping=a["slots"]):
+        for _ in range(3):
+            model.impls["full"].write_kv_cache(k, v, *model.caches["full"], a["slots"])
+            model.impls["full"].flash_attn_with_kvcache(q[:, None], *model.caches["full"], causal=True,
+                                                        cache_seqlens=a["cache_seqlens"], page_table=a["page_table"])
+    assert fake_npu.counters()["host_waits"] == 1
 
 
 def test_no_length_is_an_npu_tensor() -> None:
@@ -291,6 +321,58 @@ def test_a_replay_waits_no_more_than_once() -> None:
     assert fake_npu.counters()["host_waits"] == 1
     fake_npu.reset_counters()
     captured.state.prepare_replay(2, **on_npu, cache_seqlens_cpu=[200, 7])
+    captured.graph.replay()
+    assert fake_npu.counters()["host_waits"] == 0
+    captured.expect(given)
+
+
+def test_states_wait_once_for_lengths_that_a_forward_context_was_given() -> None:
+    kinds = [Captured(DENSE, 2), Captured(DENSE.replace(sliding_window=9), 2)]
+    given = [kind.new_step([200, 7]) for kind in kinds]
+    lens, on_npu = given[0]["cache_seqlens"].npu(), [npu(each) for each in given]
+    torch.npu.synchronize()
+    fake_npu.reset_counters()
+    with hal.forward_context(cache_seqlens=lens):
+        for kind, each in zip(kinds, on_npu):
+            kind.state.prepare_replay(2, **{**each, "cache_seqlens": lens})
+    for kind in kinds:
+        kind.graph.replay()
+    assert fake_npu.counters()["host_waits"] == 1
+    for kind, each in zip(kinds, given):
+        kind.expect(each)
+
+
+def test_lengths_of_the_host_are_not_copied_back() -> None:
+    captured = Captured(DENSE, 3)
+    given = captured.new_step([200, 7])
+    pinned = {name: x.pin_memory() for name, x in given.items()}
+    torch.npu.synchronize()
+    fake_npu.reset_counters()
+    captured.state.prepare_replay(3, **pinned)
+    captured.graph.replay()
+    assert fake_npu.counters()["host_waits"] == 0
+    captured.expect(given)
+
+
+class Packed(Captured):
+    """Its call says where queries end."""
+
+    def call(self) -> Any:
+        self.impl.write_kv_cache(*self.kv, self.k_cache, self.v_cache, self.batch.slot_mapping)
+        out, lse = self.impl.flash_attn_with_kvcache(
+            self.q[0].flatten(0, 1), self.k_cache, self.v_cache, cache_seqlens=self.batch.cache_seqlens, causal=True,
+            page_table=self.batch.page_table, cu_seqlens_q=self.batch.cu_seqlens_q, max_seqlen_q=1,
+            return_softmax_lse=True)
+        return out[:, None], lse.transpose(0, 1)[..., None]
+
+
+def test_where_queries_end_is_not_copied_back() -> None:
+    captured = Packed(DENSE, 3)
+    given = captured.new_step([200, 7])
+    on_npu = npu(given)
+    torch.npu.synchronize()
+    fake_npu.reset_counters()
+    captured.state.prepare_replay(3, **on_npu, cache_seqlens_cpu=[200, 7])
     captured.graph.replay()
     assert fake_npu.counters()["host_waits"] == 0
     captured.expect(given)
