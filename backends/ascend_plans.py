@@ -189,7 +189,7 @@ def cached(name: str) -> Planner:
         step.keys = list(accumulate(step.keys))
         return step
 
-    return Planner(ascend_cached, _refresh(ascend_cached))
+    return Planner(ascend_cached, _refresh(ascend_cached), lambda step: step.tasks.clear())
 
 
 def packed(name: str) -> Planner:
@@ -216,7 +216,7 @@ def packed(name: str) -> Planner:
         step.keys = list(accumulate(step.keys))
         return step
 
-    return Planner(ascend_packed, _refresh(ascend_packed))
+    return Planner(ascend_packed, _refresh(ascend_packed), lambda step: step.tasks.clear())
 
 
 def _refresh(make: Callable[..., Step]) -> Callable[..., None]:

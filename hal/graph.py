@@ -62,7 +62,8 @@ class GraphBatch:
     def capture(self) -> ForwardContext:
         """The forward context of the captured run: plans are found, and a call that would need host work raises.
 
-        Entering it refreshes the plans, so enter it before the capture begins. Padding rows as in warm_up.
+        Entering it refreshes the plans, so enter it before the capture begins. Padding rows as in warm_up. Of a batch
+        that is captured again, prepare_replay() serves the new graph alone; several graphs of one batch go into one.
         """
         return GraphContext(self, "capture")
 
@@ -73,6 +74,12 @@ class GraphBatch:
             refresh = True
         if refresh:
             self._refresh({})
+
+    def _forget(self) -> None:
+        """The plans without what a capture left in them."""
+        for planner, *_, plan in self._epoch.made:
+            if planner.forget is not None:
+                planner.forget(plan)
 
     def _refresh(self, copies: dict[str, Any]) -> None:
         """Every plan as if just made, in the memory it has. copies: host copies that are at hand, or how they are got
@@ -103,15 +110,19 @@ class GraphContext(ForwardContext):
             raise RuntimeError(f"{self.mode} of batch {self.batch.batch} inside its {epoch.graph}: leave that first")
         if self.mode == "warm-up" and captures():
             raise RuntimeError(f"warm-up of batch {self.batch.batch} inside a capture: warm up every batch before")
+        if self.mode == "capture" and self._given is not None:
+            self.batch._forget()
         if self.mode != "refresh" and self._given is not None:
             self.batch._settle(refresh=self.mode == "capture")
         super().__enter__()
         epoch.graph = self.mode
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self.epoch is not None:
             self.epoch.graph = "closed"
+            if self.mode == "capture" and error[0] is not None:
+                self.batch._forget()
         super().__exit__(*error)
 
 

@@ -399,6 +399,50 @@ def test_the_next_step_may_be_prepared_while_one_runs() -> None:
         captured.expect(step)
 
 
+def updates_of(captured: Captured) -> int:
+    """How many captured calls a replay's preparation updates; the replay is right."""
+    given = captured.new_step([50, 60])
+    fake_npu.reset_counters()
+    captured.state.prepare_replay(2, **npu(given))
+    found = fake_npu.counters()["aclmdlRICaptureTaskUpdateBegin"]
+    captured.graph.replay()
+    captured.expect(given)
+    return found
+
+
+def test_a_capture_that_failed_leaves_nothing_to_update() -> None:
+    captured = Captured(DENSE, 2, layers=2)
+    with pytest.raises(KeyError), captured.batch.capture(), torch.npu.graph(torch.npu.NPUGraph()):
+        captured.call()
+        raise KeyError
+    captured.graph = torch.npu.NPUGraph()
+    captured.state.prepare_replay(2, **npu(captured.new_step([5, 6])))
+    with captured.batch.capture(), torch.npu.graph(captured.graph):
+        captured.out, captured.lse = captured.call()
+    assert updates_of(captured) == 2
+
+
+def test_a_graph_that_is_captured_anew_is_updated_alone() -> None:
+    captured = Captured(DENSE, 2, layers=2)
+    captured.graph.reset()
+    captured.graph = torch.npu.NPUGraph()
+    with captured.batch.capture(), torch.npu.graph(captured.graph):
+        captured.out, captured.lse = captured.call()
+    assert updates_of(captured) == 2
+
+
+def test_a_warm_up_after_one_without_keys_attends() -> None:
+    captured = Captured(DENSE, 2)
+    captured.state = captured.impl.graph_state(2, 2, 3)
+    captured.batch = captured.state.prepare_capture(2)
+    for lens in ([0, 0], [5, 300], [0, 0], [7, 9]):
+        given = captured.new_step(lens, (0, 1))
+        captured.state.prepare_replay(2, **npu(given))
+        with captured.batch.warm_up():
+            captured.out, captured.lse = captured.call()
+        captured.expect(given)
+
+
 def test_stale_lengths_are_seen() -> None:
     captured = Captured(DENSE, 2)
     given = captured.new_step([100, 200])

@@ -165,6 +165,22 @@ def test_an_update_is_of_the_same_operators() -> None:
     torch.npu.synchronize()
 
 
+def test_a_task_group_goes_with_its_graph() -> None:
+    decode = Decode()
+    graph, event, group = captured(decode)
+    graph.reset()
+    with pytest.raises(RuntimeError, match="the graph of this task group was destroyed"):
+        update(decode, group, event, [100, 200])
+
+
+def test_an_update_on_a_stream_that_captures_is_refused() -> None:
+    decode = Decode()
+    graph, event, group = captured(decode)
+    with pytest.raises(RuntimeError, match="UpdateBegin: this stream is capturing"), \
+            torch.npu.graph(torch.npu.NPUGraph()):
+        torch.npu.graph_task_update_begin(torch.npu.current_stream(), group)
+
+
 @pytest.mark.parametrize("wait", [lambda x: x.cpu(), lambda x: x.sum().item(), lambda x: torch.ones(3).npu()])
 def test_a_wait_during_a_capture_is_refused(wait: Any) -> None:  # vllm-ascend#6002, #11514: 107030
     x, graph = torch.zeros(3, device="npu"), torch.npu.NPUGraph()

@@ -428,7 +428,7 @@ int aclmdlRICaptureBegin(void* stream, int) {
     COUNTED;
     auto s = stream_of(stream);
     if (s->capturing) return fail(IN_CAPTURE, "aclmdlRICaptureBegin: this stream is capturing already");
-    s->capturing = new Graph{s->device, {}};
+    s->capturing = new Graph{s->device, {}, {}};
     return OK;
 }
 int aclmdlRICaptureEnd(void* stream, void** graph) {
@@ -455,12 +455,18 @@ int aclmdlRIExecuteAsync(void* graph, void* stream) {
     return OK;
 }
 int aclmdlRIGetId(void* graph, std::uint32_t* id) { *id = std::uint32_t(std::uintptr_t(graph) >> 4); return OK; }
-int aclmdlRIDestroy(void* graph) { delete static_cast<Graph*>(graph); return OK; }
+int aclmdlRIDestroy(void* graph) {
+    COUNTED;
+    for (auto group : static_cast<Graph*>(graph)->groups) group->dead = true;
+    delete static_cast<Graph*>(graph);
+    return OK;
+}
 int aclmdlRICaptureTaskGrpBegin(void* stream) {
     COUNTED;
     auto s = stream_of(stream);
     if (!s->capturing) return fail(INVALID_PARAM, "aclmdlRICaptureTaskGrpBegin: this stream captures nothing");
     s->grouping = new Group;
+    s->capturing->groups.push_back(s->grouping);
     return OK;
 }
 int aclmdlRICaptureTaskGrpEnd(void* stream, void** group) {
@@ -471,6 +477,10 @@ int aclmdlRICaptureTaskGrpEnd(void* stream, void** group) {
 }
 int aclmdlRICaptureTaskUpdateBegin(void* stream, void* group) {
     COUNTED;
+    if (static_cast<Group*>(group)->dead)
+        return fail(INVALID_PARAM, "aclmdlRICaptureTaskUpdateBegin: the graph of this task group was destroyed");
+    if (stream_of(stream)->capturing)
+        return fail(IN_CAPTURE, "aclmdlRICaptureTaskUpdateBegin: this stream is capturing");
     stream_of(stream)->updating = static_cast<Group*>(group);
     stream_of(stream)->updating->next = 0;
     return OK;
