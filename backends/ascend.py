@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hal.backend import AttentionBackend, Bound
 from hal.backends import ascend_plans
-from hal.backends.ascend_cache import PAGE, paged, pages, writer
+from hal.backends.ascend_cache import PAGE, paged, pages, table_rows, writer
 from hal.backends.ascend_fused import V1, V2, fused, sparse
 from hal.backends.ascend_plans import Shares, Step
 from hal.backends.ascend_rules import REFUSALS, RULES, reasons
@@ -178,6 +178,7 @@ def _kvcache(attend: Callable[..., Any], scale: float, with_sinks: bool) -> Call
         if page_table is not None:
             require("ascend", "with page_table", cache_seqlens=cache_seqlens)
             k, v = pages("ascend", "k_cache", k_cache), pages("ascend", "v_cache", v_cache)
+            page_table = table_rows("ascend", page_table, batch)
         elif k_cache.shape[0] != batch:
             raise ValueError(f"k_cache with {k_cache.shape[0]} sequences is not supported (ascend without page_table: "
                              f"{batch}, as q)")
@@ -247,6 +248,7 @@ def varlen(attend: Callable[..., Any], scale: float | None, name: str, with_sink
             refuse(f"{name} with page_table", VARLEN, {"cu_seqlens_k": cu_seqlens_k})
             require(name, "with page_table", seqused_k=seqused_k)
             k, v = pages(name, "k", k), pages(name, "v", v)
+            page_table = table_rows(name, page_table, cu_seqlens_q.shape[0] - 1)
         else:
             refuse(f"{name} without page_table", VARLEN, {"seqused_k": seqused_k})
             require(name, "without page_table", cu_seqlens_k=cu_seqlens_k)

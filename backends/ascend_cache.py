@@ -56,6 +56,14 @@ def pages(name: str, argument: str, cache: Tensor) -> Tensor:
     return cache.view(cache.shape[0], PAGE, -1)
 
 
+def table_rows(name: str, page_table: Tensor, batch: int) -> Tensor:
+    """A row for each sequence, as the op wants them; a table with room for more sequences is cut."""
+    if page_table.shape[0] < batch:
+        raise ValueError(f"page_table with {page_table.shape[0]} rows is not supported ({name}: {batch}, as there are "
+                         "sequences)")
+    return page_table if page_table.shape[0] == batch else page_table[:batch]
+
+
 def paged(table: Tensor | None, step: Step) -> dict[str, Any]:
     """The op's arguments about pages; without a table there are none."""
     return {"block_table": table if step.table is None else step.table, "block_size": 0 if table is None else PAGE}

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hal.backends.ascend_rules import check
+from hal.backends.ascend_rules import RULES, check
 from hal.context import hosts
 from hal.graph import in_graph
 from hal.plan import Planner
@@ -62,6 +62,17 @@ def rows_of(queries: Sequence[int], keys: Sequence[int], how: Shares) -> Iterato
             if not part and how.most is None and how.world == 1:
                 yield Row(part, visible, owner)  # so that rows stay sequences
         start += count
+
+
+def _rows(name: str, queries: Sequence[int], keys: Sequence[int], how: Shares) -> list[Row]:
+    """rows_of(). Raises ValueError where they are more than the op takes."""
+    rows, rule = list(rows_of(queries, keys, how)), RULES["sequences"]
+    if rule.breaks(len(rows)):
+        apart = f" in {how.world} interleaved parts (cp_world_size)" if how.world > 1 else ""
+        size = f" in rows of up to {how.most} tokens" if how.most else ""
+        raise ValueError(f"rows of queries {len(rows)} is not supported ({name}: {rule}; here {len(queries)} sequences "
+                         f"go{apart}{size}): call it for fewer queries at a time")
+    return rows
 
 
 class Step:
@@ -173,8 +184,7 @@ def cached(name: str) -> Planner:
         if not all(0 <= count <= width for count in keys):
             raise ValueError(f"cache_seqlens from {min(keys)} to {max(keys)} is not supported ({name}: 0 to {width}, "
                              "the room in page_table or the cache)")
-        rows = list(rows_of(queries, keys, how._replace(totals=found.get(id(totals), ()))))
-        check(name, None, "sequences", len(rows))
+        rows = _rows(name, queries, keys, how._replace(totals=found.get(id(totals), ())))
         step = Step(rows)
         if how.world > 1:
             step.sort(rows, device)
@@ -205,8 +215,7 @@ def packed(name: str) -> Planner:
             raise ValueError(f"cu_seqlens_k of {len(keys)} sequences is not supported ({name}: {len(queries)}, as "
                              "cu_seqlens_q)")
         _longest("max_seqlen_k", max_seqlen_k, keys, name)
-        rows = list(rows_of(queries, keys, how._replace(totals=tokens[0] if tokens else ())))
-        check(name, None, "sequences", len(rows))
+        rows = _rows(name, queries, keys, how._replace(totals=tokens[0] if tokens else ()))
         step = Step(rows)
         if how.world > 1:
             step.sort(rows, device)

@@ -32,7 +32,7 @@ class Planner:
         the first layer writes into it the later ones find (MATE's MLA: [workspace, is_initialised]).
     refresh(plan, device, *lengths, *params): makes the plan good again *in the same memory*, after lengths changed
         under a graph. Default: `make` again and copy its tensors, whose shapes must not have changed.
-    forget(plan): drops what captured calls left in the plan, before the batch is captured (again) and where that failed.
+    forget(plan): drops what captured calls left in the plan, before a batch is captured (again) and where that failed.
     """
 
     __slots__ = ("forget", "make", "refresh")

@@ -12,6 +12,7 @@ from typing import Any
 import fake_npu
 import pytest
 import torch
+import torch_npu
 from env_npu.on_fake_npu.altered import altered, edited
 from env_npu.on_fake_npu.data_faults import FAULTS, Fault
 
@@ -186,15 +187,80 @@ def test_the_order_of_the_readme_waits_once() -> None:
     assert fake_npu.counters()["host_waits"] == 1
 
 
-def test_no_length_is_an_npu_tensor() -> None:
-    model = Model((130, 7), (1, 1))
-    fake_npu.reset_counters()
-    model.step(1)
-    seen = [arguments for name, arguments in fake_npu.calls() if "FusedInfer" in name]
+def test_no_length_is_an_npu_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of the Python op: the dispatcher makes lists of tensors, and waits for each."""
+    op, seen = torch_npu.npu_fused_infer_attention_score, []
+
+    def recorded(**arguments: Any) -> Any:
+        seen.append((arguments["actual_seq_lengths"], arguments["actual_seq_lengths_kv"]))
+        return op(**arguments)
+
+    monkeypatch.setattr(torch_npu, "npu_fused_infer_attention_score", recorded)
+    Model((130, 7), (1, 1)).step(1)
     assert len(seen) == 2
-    for arguments in seen:
-        assert arguments["actual_seq_lengths"] == [1, 2]
-        assert arguments["actual_seq_lengths_kv"] == [130, 7]
+    for lengths in seen:
+        assert all(type(each) is list and all(type(x) is int for x in each) for each in lengths)
+        assert lengths == ([1, 2], [130, 7])
+
+
+# --- the page table's rows ---
+
+def absorbed(lens: Any, new: Any, pages: int) -> dict[str, Any]:
+    table = torch.arange(len(lens) * pages, dtype=torch.int32).view(len(lens), pages).flip(1)
+    return {"q": torch.randn(sum(new), 3, ROPE).bfloat16(), "qv": torch.randn(sum(new), 3, LATENT).bfloat16(),
+            "k_cache": torch.randn(table.numel(), PAGE, 1, ROPE).bfloat16(),
+            "v_cache": torch.randn(table.numel(), PAGE, 1, LATENT).bfloat16(), "cache_seqlens": ints(*lens),
+            "page_table": table, "cu_seqlens_q": cumulated(new), "max_seqlen_q": max(new), "softmax_scale": SCALE}
+
+
+def dense(lens: Any, new: Any, pages: int) -> dict[str, Any]:
+    table = torch.arange(len(lens) * pages, dtype=torch.int32).view(len(lens), pages).flip(1)
+    k, v = (torch.randn(table.numel(), PAGE, HKV, D).bfloat16() for _ in "kv")
+    return {"q": torch.randn(sum(new), H, D).bfloat16(), "k_cache": k, "v_cache": v, "cache_seqlens": ints(*lens),
+            "page_table": table, "cu_seqlens_q": cumulated(new), "max_seqlen_q": max(new)}
+
+
+def varlen_of(call: dict[str, Any]) -> dict[str, Any]:
+    names = {"k_cache": "k", "v_cache": "v", "cache_seqlens": "seqused_k"}
+    return {names.get(name, name): x for name, x in call.items()} | {"max_seqlen_k": 2 * PAGE}
+
+
+@pytest.mark.parametrize(("config", "made", "function"), [
+    (DENSE, dense, "flash_attn_with_kvcache"), (DENSE, dense, "flash_attn_varlen_func"),
+    (MLA, absorbed, "flash_attn_with_kvcache")], ids=["kvcache", "varlen", "absorbed"])
+def test_a_page_table_has_a_row_for_each_sequence_at_least(config: Any, made: Any, function: str) -> None:
+    call = {**made((200, 7), (2, 1), 2), "causal": True}
+    more = torch.cat([call["page_table"], call["page_table"]])
+    call, calls = (call, lambda table: {**call, "page_table": table}) if function != "flash_attn_varlen_func" else (
+        varlen_of(call), lambda table: varlen_of({**call, "page_table": table}))
+    attend, want = getattr(hal.get_attention_impl(config, PLATFORM).prefill, function), getattr(oracle, function)
+    close(attend(**npu(calls(more))), want(**call))
+    fake_npu.reset_counters()
+    with pytest.raises(ValueError, match=r"page_table with 1 rows is not supported \(ascend.*: 2, as there are seq"):
+        attend(**npu(calls(call["page_table"][:1])))
+    assert vendor_calls() == []
+
+
+# --- long queries of absorbed MLA ---
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_absorbed_queries_go_in_rows_of_sixteen(causal: bool) -> None:
+    call = {**absorbed((300, 20), (40, 17), 3), "causal": causal}
+    impl = hal.get_attention_impl(MLA.replace(causal=causal), PLATFORM).prefill
+    fake_npu.reset_counters()
+    close(impl.flash_attn_with_kvcache(**npu(call)), oracle.flash_attn_with_kvcache(**call))
+    [arguments] = [arguments for name, arguments in fake_npu.calls() if "FusedInfer" in name]
+    assert arguments["actual_seq_lengths"] == [16, 32, 40, 56, 57]
+    assert arguments["sparse_mode"] == (3 if causal else 4)
+
+
+def test_more_rows_than_the_op_takes_are_refused_with_their_cause() -> None:
+    call = absorbed((20,), (16 * 4096 + 1,), 1)
+    impl = hal.get_attention_impl(MLA.replace(causal=False), PLATFORM).prefill
+    fake_npu.reset_counters()
+    with pytest.raises(ValueError, match=r"rows of queries 4097 .*ascend_mla: up to 4096.*1 sequences.* up to 16 t"):
+        impl.flash_attn_with_kvcache(**npu(call))
+    assert vendor_calls() == []
 
 
 # --- chunked context ---

@@ -174,8 +174,7 @@ def test_a_task_group_goes_with_its_graph() -> None:
 
 
 def test_an_update_on_a_stream_that_captures_is_refused() -> None:
-    decode = Decode()
-    graph, event, group = captured(decode)
+    _graph, _, group = captured(Decode())  # which lives as long as its group is good
     with pytest.raises(RuntimeError, match="UpdateBegin: this stream is capturing"), \
             torch.npu.graph(torch.npu.NPUGraph()):
         torch.npu.graph_task_update_begin(torch.npu.current_stream(), group)
