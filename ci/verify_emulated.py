@@ -29,7 +29,7 @@ from hal import registry
 from hal.commands.verify import _compact, _readable
 from hal.conformance.case import Case
 from hal.conformance.grid import grid
-from hal.conformance.record import record, summary
+from hal.conformance.record import emulator_files, record, summary
 from hal.conformance.runner import Result, Runner
 from hal.platform import Platform
 
@@ -92,8 +92,8 @@ EMULATED = {backend: {row.platform.arch: row for row in rows} for backend, rows 
     "flash_attn_3": [Emulated("tests/emulators/flash_attn_3.py", _gpu("sm90"), _cuda("sm90", *_THREE))],
     "flash_attn_4": [Emulated("tests/emulators/flash_attn_4.py", _gpu("sm100"), _cuda("sm100", "flash-attn-4"))],
     "flash_attn_mla": [Emulated("tests/emulators/flash_attn_3.py", _gpu("sm90"), _cuda("sm90", *_THREE))],
-    "ascend": [Emulated("tests/fake_npu/fused_infer.py", _npu(arch), _fake_npu) for arch in SOCS],
-    "ascend_mla": [Emulated("tests/fake_npu/fused_infer.py", _npu(arch), _fake_npu) for arch in SOCS],
+    "ascend": [Emulated("tests/fake_npu/answer.py", _npu(arch), _fake_npu) for arch in SOCS],
+    "ascend_mla": [Emulated("tests/fake_npu/answer.py", _npu(arch), _fake_npu) for arch in SOCS],
 }.items()}
 
 
@@ -131,6 +131,7 @@ def _cases(backend: str, quick: bool, text: str) -> list[Case]:
 def run(backend: str, arch: str | None, quick: bool, text: str, seed: int, jobs: int) -> dict[str, Any]:
     """The record. Its versions are those of the emulated package."""
     start, row = time.monotonic(), machine(backend, arch)
+    emulator = emulator_files(ROOT, row.emulator)
     with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
         shares = [pool.submit(_share, backend, arch, n, jobs, quick, text, seed) for n in range(jobs)]
         found = [result for _, result in sorted((r for share in shares for r in share.result()), key=lambda r: r[0])]
@@ -138,7 +139,8 @@ def run(backend: str, arch: str | None, quick: bool, text: str, seed: int, jobs:
         made = record(row.platform, {backend: summary(registry.get(backend), found, not text)},
                       "quick" if quick else "full", seed, "none: emulated", time.monotonic() - start)
     which = f" --arch {row.platform.arch}" * (len(EMULATED[backend]) > 1)
-    return {**made, "emulator": row.emulator, "command": f"python ci/verify_emulated.py {backend}{which}"}
+    return {**made, "emulator": row.emulator, "emulator_files": emulator,
+            "command": f"python ci/verify_emulated.py {backend}{which}"}
 
 
 def on_fake_npu(arch: str) -> None:
