@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hal.backend import AttentionBackend, Bound
 from hal.backends import ascend_plans
-from hal.backends.ascend_cache import PAGE, paged, pages, table_rows, writer
+from hal.backends.ascend_cache import PAGE, new_cache, paged, pages, table_rows, writer
 from hal.backends.ascend_fused import V1, V2, fused, sparse
 from hal.backends.ascend_plans import Shares, Step
 from hal.backends.ascend_rules import REFUSALS, RULES, reasons
@@ -64,7 +64,7 @@ class Ascend(AttentionBackend):
     attention_types = ("decoder", "encoder", "encoder_only", "encoder_decoder")
     max_decode_query_len = RULES["query tokens of a decoded sequence"].limit
     graph_level = "uniform batch"
-    graph_padding_length = 1  # vllm-ascend 182b75ea pads with 1; 0 keys in a captured call are nowhere described
+    graph_padding_length = 1  # vllm-ascend 182b75ea pads with 1
     graph_skips_slots = False  # npu_scatter_pa_kv_cache: slots from 0 on, none of them twice
     refusals = REFUSALS
     targets = {"prefill": "torch_npu.npu_fused_infer_attention_score",
@@ -92,6 +92,10 @@ class Ascend(AttentionBackend):
         attend = fused(V2 if config.sinks else V1, platform.torch_device)
         return Bound(_kvcache(attend, config.scale, config.sinks),
                      varlen(attend, config.scale, cls.name, config.sinks))
+
+    @classmethod
+    def new_kv_cache(cls, config: AttentionConfig, device: str, num_pages: int, page_size: int) -> tuple[Any, Any]:
+        return new_cache(cls.name, config, device, num_pages, page_size)
 
     @classmethod
     def write_kv_cache(cls, config: AttentionConfig) -> Callable[..., None]:

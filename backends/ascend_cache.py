@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from hal.backends.ascend_plans import Step, slots
 from hal.backends.ascend_rules import RULES, check
+from hal.kv_cache import new_kv_cache
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hal.config import AttentionConfig
 
 PAGE: int = RULES["page_size"].limit[0]
 
@@ -45,6 +48,13 @@ def writer(name: str) -> Callable[..., None]:
                                               value_cache=v_cache, slot_mapping=plan.slots, cache_mode="Norm")
 
     return write_kv_cache
+
+
+def new_cache(name: str, config: AttentionConfig, device: str, num_pages: int, page_size: int) -> tuple[Any, Any]:
+    """As everywhere, within what the op can address."""
+    width = max(config.head_dim, config.v_dim) if config.mla is None else config.v_dim  # MLA: the latent part
+    check(name, None, "elements of the cache", num_pages * page_size * config.num_kv_heads * width)
+    return new_kv_cache(config, device, num_pages, page_size)
 
 
 def pages(name: str, argument: str, cache: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hal.backend import AttentionBackend, Bound
 from hal.backends import ascend_plans
 from hal.backends.ascend import Ascend, check_out, missing_op_reasons, run, shaped, shares, varlen
-from hal.backends.ascend_cache import PAGE, pages, table_rows, writer
+from hal.backends.ascend_cache import PAGE, new_cache, pages, table_rows, writer
 from hal.backends.ascend_fused import V1, V2, fused
 from hal.backends.ascend_rules import RULES, reasons
 from hal.backends.layouts import MLA_APART
@@ -77,6 +77,10 @@ class AscendMLA(AttentionBackend):
         device = platform.torch_device
         return Bound(_absorbed(fused(V2, device), config.softmax_scale),
                      _expanded(varlen(fused(V1, device), config.softmax_scale, cls.name, False)))
+
+    @classmethod
+    def new_kv_cache(cls, config: AttentionConfig, device: str, num_pages: int, page_size: int) -> tuple[Any, Any]:
+        return new_cache(cls.name, config, device, num_pages, page_size)
 
     @classmethod
     def write_kv_cache(cls, config: AttentionConfig) -> Callable[..., None]:

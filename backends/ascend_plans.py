@@ -66,6 +66,9 @@ def rows_of(queries: Sequence[int], keys: Sequence[int], how: Shares) -> Iterato
 
 def _rows(name: str, queries: Sequence[int], keys: Sequence[int], how: Shares) -> list[Row]:
     """rows_of(). Raises ValueError where they are more than the op takes."""
+    if how.world > 1 and len(how.totals) != len(queries):
+        raise ValueError(f"cp_tot_seqused_k of {len(how.totals)} is not supported ({name}: {len(queries)}, as there "
+                         "are sequences)")
     rows, rule = list(rows_of(queries, keys, how)), RULES["sequences"]
     if rule.breaks(len(rows)):
         apart = f" in {how.world} interleaved parts (cp_world_size)" if how.world > 1 else ""
@@ -178,7 +181,9 @@ def cached(name: str) -> Planner:
         given = [x for x in (cu_seqlens_q, totals, seqlens) if x is not None and not isinstance(x, int)]
         found = dict(zip(map(id, given), _hosts(given)))
         queries = _queries(name, found.get(id(cu_seqlens_q)), batch, len_q, total_q, max_seqlen_q)
-        keys = found.get(id(seqlens)) or (width if seqlens is None else seqlens,) * batch
+        keys = found.get(id(seqlens))
+        if keys is None:
+            keys = (width if seqlens is None else seqlens,) * batch
         if len(keys) != batch:
             raise ValueError(f"cache_seqlens of {len(keys)} is not supported ({name}: {batch}, as there are sequences)")
         if not all(0 <= count <= width for count in keys):

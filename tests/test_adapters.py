@@ -396,6 +396,8 @@ def test_ascend_packed_keys_are_cumulative(bind: Any) -> None:
     ({"max_seqlen_q": 0}, "max_seqlen_q 0"),
     ({"sinks": torch.ones(H)}, "sinks .*without sinks in the config"),
     ({"out": torch.zeros(B, 1, H, D - 1)}, "out torch.float32"),
+    ({"cache_seqlens": ints()}, r"cache_seqlens of 0 .*ascend: 2"),
+    ({"cp_world_size": 2, "cp_tot_seqused_k": ints(9)}, r"cp_tot_seqused_k of 1 .*ascend: 2"),
     ({"cp_world_size": 2, "cp_rank": 2, "cp_tot_seqused_k": ints(9, 9)}, "cp_rank 2 .*0 to 1"),
     ({"cp_world_size": 2, "cp_tot_seqused_k": ints(9, 9), "window_size": (3, 0)}, r"window_size \(3, -1\)"),
 ])

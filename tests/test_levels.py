@@ -163,8 +163,9 @@ def test_an_emulators_files(tmp_path: Path) -> None:
     """Its file and what it imports of its folder, however that is spelled; nothing else."""
     folder = tmp_path / "tests" / "fake"
     folder.mkdir(parents=True)
-    texts = {"main": "import os, fake.one\ndef f():\n    from fake import two, nobody\n", "one": "from .three import x\n",
-             "two": "from fake.one import y\nfrom fakes.four import z\n", "three": "x = 1\n", "four": "", "os": ""}
+    texts = {"main": "import os, fake.one\ndef f():\n    from fake import two, nobody\n",
+             "one": "from .three import x\n", "two": "from fake.one import y\nfrom fakes.four import z\n",
+             "three": "x = 1\n", "four": "", "os": ""}
     for name, text in texts.items():
         (folder / f"{name}.py").write_text(text)
     found = record.emulator_files(tmp_path, "tests/fake/main.py")

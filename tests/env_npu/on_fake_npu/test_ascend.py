@@ -580,7 +580,30 @@ def test_batches_of_one_state_are_captured_side_by_side() -> None:
         captured.expect(given)
 
 
+def test_a_sequence_without_keys_in_a_replay() -> None:
+    captured = Captured(DENSE, 3)
+    given = captured.new_step([200, 1, 30], (1,))
+    given["cache_seqlens"] = ints(200, 0, 30)
+    captured.state.prepare_replay(3, **npu(given))
+    captured.graph.replay()
+    assert not captured.out[1].any()
+    assert captured.lse[1].isneginf().all()
+    captured.lse[1] = 0
+    want, lse = oracle.flash_attn_with_kvcache(
+        captured.q[0].cpu(), captured.k_cache.cpu(), captured.v_cache.cpu(), cache_seqlens=given["cache_seqlens"],
+        page_table=given["page_table"], causal=True, return_softmax_lse=True)
+    close(captured.out, want)
+    close(captured.lse, lse.nan_to_num(neginf=0.0))
+
+
 # --- writing ---
+
+@pytest.mark.parametrize("config", [DENSE, MLA], ids=["dense", "mla"])
+def test_a_cache_over_int32_is_refused_before_it_is_allocated(config: hal.AttentionConfig) -> None:
+    width = LATENT if config.mla is not None else HKV * D
+    most = 2**31 // (PAGE * width)
+    with pytest.raises(ValueError, match=rf"elements of the cache {2**31} is not .*\(ascend.*: up to {2**31 - 1}"):
+        hal.get_attention_impl(config, PLATFORM).new_kv_cache(most)
 
 def caches() -> Any:
     impl = hal.get_attention_impl(DENSE, PLATFORM)
