@@ -121,6 +121,11 @@ def run(attend: Callable[..., Any], step: Step, q: Tensor, k: Tensor, v: Tensor,
             more["query_rope"] = more["query_rope"].index_select(0, step.order)
         out, softmax_lse = attend(step, _moved(q, step.order), k, v, (q.shape[1], kv_heads), scale, lse,
                                   **paged(table, step), **sparse(*mask), **more)
+        if step.blind is not None and not captures():  # in a graph only padding rows are so short
+            blind, infinite = step.blind, float("-inf")
+            out.index_copy_(0, blind, out.new_zeros(len(blind), *out.shape[1:]))
+            if lse:
+                softmax_lse.index_copy_(1, blind, softmax_lse.new_full((q.shape[1], len(blind)), infinite))
         if step.back is not None:
             out = out.index_select(0, step.back)
             if lse:
@@ -172,7 +177,7 @@ def _kvcache(attend: Callable[..., Any], scale: float, with_sinks: bool) -> Call
         refuse("ascend", WITH_KVCACHE, {"k": k, "v": v, **given})
         causal, window = mask(causal, window_size)
         how = shares(causal, cp_world_size, cp_rank, cp_tot_seqused_k, "ascend")
-        _check_window(how, window)
+        how = _windowed(how, window)
         _check_sinks("ascend", sinks, q, with_sinks)
         check_out("ascend", q, v_cache.shape[-1], out)
         kv_heads = k_cache.shape[-2]
@@ -201,9 +206,11 @@ def _kvcache(attend: Callable[..., Any], scale: float, with_sinks: bool) -> Call
     return flash_attn_with_kvcache
 
 
-def _check_window(how: Shares, window: tuple[int, int]) -> None:
+def _windowed(how: Shares, window: tuple[int, int]) -> Shares:
     if how.world > 1 and window != (-1, -1):
         raise ValueError(f"window_size {window} is not supported (ascend with cp_world_size {how.world}: (-1, -1))")
+    right = 0 if how.causal else window[1]
+    return how._replace(after=None if right < 0 else right)
 
 
 def check_out(name: str, q: Tensor, head_dim_v: int, out: Any) -> None:
@@ -241,7 +248,7 @@ def varlen(attend: Callable[..., Any], scale: float | None, name: str, with_sink
         refuse(name, VARLEN, given)
         causal, window = mask(causal, window_size)
         how = shares(causal, cp_world_size, cp_rank, cp_tot_seqused_k, name)
-        _check_window(how, window)
+        how = _windowed(how, window)
         _check_sinks(name, sinks, q, with_sinks)
         check_out(name, q, v.shape[-1], out)
         with_lse = return_attn_probs or return_softmax_lse

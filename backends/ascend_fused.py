@@ -38,7 +38,9 @@ V2 = Names("npu_fused_infer_attention_score_v2", "actual_seq_qlen", "actual_seq_
 
 def sparse(causal: bool, window: tuple[int, int]) -> dict[str, int]:
     """The mask's arguments. pre_tokens are "previous tokens" (V1), the current one not counted: a window of W is W - 1,
-    as SGLang passes it; vllm-ascend 182b75ea passes W. `hal verify` on a chip shows which it is.
+    as SGLang passes it, and npu_fusion_attention's document masks tril(diagonal -pre_tockens - 1) for mode 4;
+    vllm-ascend 182b75ea passes W. `hal verify` on a chip shows which it is. One query in TND has a window too: CANN
+    drops the mode for BSH, BSND and BNSD alone (TILING, GetLegacyIfaFlag).
 
     Without causal it is a band without bounds: sparse_mode 0 has given uniform averages (vllm-ascend#13699).
     """

@@ -27,14 +27,16 @@ class Row(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """How a call's sequences become rows. most: query tokens of a row. world, rank, totals: context parallelism, with
-    the tokens that all ranks hold of each sequence."""
+    """How a call's sequences become rows. most: query tokens of a row. after: keys beyond its own that a query sees,
+    None where there is no bound. world, rank, totals: context parallelism, with the tokens that all ranks hold of each
+    sequence."""
 
     causal: bool
     most: int | None = None
     world: int = 1
     rank: int = 0
     totals: tuple[int, ...] = ()
+    after: int | None = None
 
 
 def rows_of(queries: Sequence[int], keys: Sequence[int], how: Shares) -> Iterator[Row]:
@@ -83,21 +85,34 @@ class Step:
 
     q_ends: where each row's queries end. keys: each row's keys, of paged ones; where they end, of packed ones. order,
     back: rows of q as the op gets them and the way back, None where nothing moves. source: rows of packed k and v, or
-    None. table: the page table with a row for each row, None for the call's own. empty: there is no key at all. tasks:
-    captured calls, to be updated before a replay (ascend_fused.py).
+    None. table: the page table with a row for each row, None for the call's own. empty: there is no key at all. blind:
+    rows of the op's q that see no key beside others that do, or None. tasks: captured calls, to be updated before a
+    replay (ascend_fused.py).
     """
 
-    __slots__ = ("back", "empty", "keys", "order", "q_ends", "source", "table", "tasks")
+    __slots__ = ("back", "blind", "empty", "keys", "order", "q_ends", "source", "table", "tasks")
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.q_ends = list(accumulate(len(row.queries) for row in rows))
         self.keys = [row.keys for row in rows]
         self.empty = not any(self.keys)
+        self.blind: Tensor | None = None
         self.order: Tensor | None = None
         self.back: Tensor | None = None
         self.source: Tensor | None = None
         self.table: Tensor | None = None
         self.tasks: list[Callable[[], None]] = []
+
+    def hide(self, rows: Sequence[Row], after: int | None, device: torch.device) -> None:
+        """Sets blind. V1, inner_precise, names sparse_mode 3 alone as one that sees to such rows unasked, and V2 takes
+        nothing but inner_precise 0 of bfloat16 in TND: so the adapter does."""
+        blind: list[int] = []
+        start = 0
+        for row in rows:
+            if after is not None and row.keys:
+                blind += range(start, start + max(0, len(row.queries) - row.keys - after))
+            start += len(row.queries)
+        self.blind = on_device(blind, device) if blind else None
 
     def sort(self, rows: Sequence[Row], device: torch.device) -> None:
         """Sets order and back, where context parallelism took rows apart."""
@@ -117,7 +132,7 @@ class Step:
                                    "can't follow")
             if before is not None:
                 before.copy_(after)
-        self.q_ends, self.keys, self.empty = new.q_ends, new.keys, new.empty
+        self.q_ends, self.keys, self.empty, self.blind = new.q_ends, new.keys, new.empty, new.blind
         if self.tasks:
             import torch_npu
 
@@ -191,6 +206,7 @@ def cached(name: str) -> Planner:
                              "the room in page_table or the cache)")
         rows = _rows(name, queries, keys, how._replace(totals=found.get(id(totals), ())))
         step = Step(rows)
+        step.hide(rows, how.after, device)
         if how.world > 1:
             step.sort(rows, device)
         if paged:
@@ -222,6 +238,7 @@ def packed(name: str) -> Planner:
         _longest("max_seqlen_k", max_seqlen_k, keys, name)
         rows = _rows(name, queries, keys, how._replace(totals=tokens[0] if tokens else ()))
         step = Step(rows)
+        step.hide(rows, how.after, device)
         if how.world > 1:
             step.sort(rows, device)
             source = [i for row in rows for i in range(ends_k[row.owner], ends_k[row.owner] + row.keys)]

@@ -40,8 +40,9 @@ for arch in ascend910b ascend910c ascend950; do
     done
 done
 # Where a stack has the reported faults, HAL's calls are not among those that meet them.
-for feature in non_causal encoder; do
-    PYTHONPATH=tests "$python" -m fake_npu --trap uniform_average --trap mask_ends_at_512 -- \
+for feature in non_causal encoder "empty rows"; do
+    PYTHONPATH=tests "$python" -m fake_npu --trap uniform_average --trap mask_ends_at_512 \
+        --trap band_keeps_empty_rows --trap small_pages -- \
         "$python" ci/verify_emulated.py ascend --quick --case "$feature" || failed
 done
 TORCH_DEVICE_BACKEND_AUTOLOAD=0 "$python" -m hal.default_model >/dev/null || failed

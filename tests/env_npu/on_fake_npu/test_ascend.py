@@ -85,6 +85,30 @@ def test_a_fault_turns_its_case_red(fault: Fault) -> None:
     assert result_of(fault).result == "passed", "the fault was not taken back"
 
 
+@pytest.mark.parametrize("backend", ["ascend", "ascend_mla"])
+def test_no_trap_of_a_stack_meets_hals_calls(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_NPU_TRAPS", ",".join(fake_npu.TRAPS))
+    runner, passed = Runner(registry.get(backend), PLATFORM, 13), 0
+    for case in quick(backend).values():
+        if any(word in case.name for word in ("sliding_window", "non_causal", "empty rows", "encoder", " plain", "q4")):
+            result = runner.run(case)
+            assert result.result != "failed", result
+            passed += result.result == "passed"
+    assert passed > 15
+
+
+def test_a_window_over_fewer_keys_than_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_NPU_TRAPS", "band_keeps_empty_rows")
+    impl = hal.get_attention_impl(DENSE.replace(sliding_window=9, return_softmax_lse=True), PLATFORM).prefill
+    call = {**dense((3, 200), (7, 2), 2), "causal": True, "window_size": (8, 0), "return_softmax_lse": True}
+    for windows in ({}, {"causal": False, "window_size": (8, 2)}, {"causal": False, "window_size": (8, -1)}):
+        each = call | windows
+        got, want = impl.flash_attn_with_kvcache(**npu(each)), oracle.flash_attn_with_kvcache(**each)
+        close(got[0], want[0])
+        assert torch.equal(got[1].cpu().isneginf(), want[1].isneginf())
+        close(got[1].nan_to_num(neginf=0.0), want[1].nan_to_num(neginf=0.0))
+
+
 # --- once per step ---
 
 class Model:
