@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hal.backend import AttentionBackend, Bound
 from hal.backends import ascend_plans
-from hal.backends.ascend_cache import PAGE, new_cache, paged, pages, table_rows, writer
+from hal.backends.ascend_cache import PAGE, both, new_cache, paged, table_rows, writer
 from hal.backends.ascend_fused import V1, V2, fused, sparse
 from hal.backends.ascend_plans import Shares, Step
 from hal.backends.ascend_rules import REFUSALS, RULES, reasons
@@ -186,7 +186,7 @@ def _kvcache(attend: Callable[..., Any], scale: float, with_sinks: bool) -> Call
         width = k_cache.shape[1] if page_table is None else page_table.shape[1] * PAGE
         if page_table is not None:
             require("ascend", "with page_table", cache_seqlens=cache_seqlens)
-            k, v = pages("ascend", "k_cache", k_cache), pages("ascend", "v_cache", v_cache)
+            k, v = both("ascend", k_cache=k_cache, v_cache=v_cache)
             page_table = table_rows("ascend", page_table, batch)
         elif k_cache.shape[0] != batch:
             raise ValueError(f"k_cache with {k_cache.shape[0]} sequences is not supported (ascend without page_table: "
@@ -258,7 +258,7 @@ def varlen(attend: Callable[..., Any], scale: float | None, name: str, with_sink
         if page_table is not None:
             refuse(f"{name} with page_table", VARLEN, {"cu_seqlens_k": cu_seqlens_k})
             require(name, "with page_table", seqused_k=seqused_k)
-            k, v = pages(name, "k", k), pages(name, "v", v)
+            k, v = both(name, k=k, v=v)
             page_table = table_rows(name, page_table, cu_seqlens_q.shape[0] - 1)
         else:
             refuse(f"{name} without page_table", VARLEN, {"seqused_k": seqused_k})

@@ -66,6 +66,16 @@ def pages(name: str, argument: str, cache: Tensor) -> Tensor:
     return cache.view(cache.shape[0], PAGE, -1)
 
 
+def both(name: str, **caches: Tensor) -> list[Tensor]:
+    """pages() of two caches, with as many pages each: TILING compares all but the last dimension."""
+    one, other = [pages(name, argument, cache) for argument, cache in caches.items()]
+    if one.shape[0] != other.shape[0]:
+        first, second = caches
+        raise ValueError(f"{second} of {other.shape[0]} pages beside {first} of {one.shape[0]} is not supported "
+                         f"({name}: as many of each)")
+    return [one, other]
+
+
 def table_rows(name: str, page_table: Tensor, batch: int) -> Tensor:
     """A row for each sequence, as the op wants them; a table with room for more sequences is cut."""
     if page_table.shape[0] < batch:

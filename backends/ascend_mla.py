@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hal.backend import AttentionBackend, Bound
 from hal.backends import ascend_plans
 from hal.backends.ascend import Ascend, check_out, missing_op_reasons, run, shaped, shares, varlen
-from hal.backends.ascend_cache import PAGE, new_cache, pages, table_rows, writer
+from hal.backends.ascend_cache import PAGE, both, new_cache, table_rows, writer
 from hal.backends.ascend_fused import V1, V2, fused
 from hal.backends.ascend_rules import RULES, reasons
 from hal.backends.layouts import MLA_APART
@@ -115,7 +115,7 @@ def _absorbed(attend: Callable[..., Any], scale: float | None) -> Callable[..., 
             if x.shape[-1] != width:
                 raise ValueError(f"{argument} with last dimension {x.shape[-1]} is not supported (ascend_mla: {width})")
         check_out("ascend_mla", qv, _LATENT, out)
-        rope, latent = pages("ascend_mla", "k_cache", k_cache), pages("ascend_mla", "v_cache", v_cache)
+        rope, latent = both("ascend_mla", k_cache=k_cache, v_cache=v_cache)
         how = shares(causal, cp_world_size, cp_rank, cp_tot_seqused_k, "ascend_mla",
                      Ascend.max_decode_query_len)
         batch, len_q = (q.shape[0], q.shape[1]) if cu_seqlens_q is None else (cu_seqlens_q.shape[0] - 1, 0)

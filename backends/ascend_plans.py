@@ -71,6 +71,7 @@ def _rows(name: str, queries: Sequence[int], keys: Sequence[int], how: Shares) -
     if how.world > 1 and len(how.totals) != len(queries):
         raise ValueError(f"cp_tot_seqused_k of {len(how.totals)} is not supported ({name}: {len(queries)}, as there "
                          "are sequences)")
+    check(name, None, "keys of a sequence with one query", max((k for q, k in zip(queries, keys) if q == 1), default=0))
     rows, rule = list(rows_of(queries, keys, how)), RULES["sequences"]
     if rule.breaks(len(rows)):
         apart = f" in {how.world} interleaved parts (cp_world_size)" if how.world > 1 else ""

@@ -198,6 +198,8 @@ def _block_size(a: SimpleNamespace) -> str | None:
 def _cache(a: SimpleNamespace) -> str | None:
     if not a.paged:
         return None
+    if a.k.shape[0] != a.v.shape[0]:
+        return f"key has {a.k.shape[0]} blocks, value {a.v.shape[0]}: as many of each are expected"
     for name, x in (("key", a.k), ("value", a.v)):
         shape = tuple(x.shape)
         if x.dim() == 3:
@@ -300,7 +302,7 @@ RULES = (
                      "input_layout TND_NTD is for queryD 512"), "V1, TND"),
     Rule(TILING, _block_size, "V1, PageAttention, TND (16, at most 1024) and MLA; text: sglang#25169, 561002"),
     Rule(PARAM_INVALID, _block_table, "V1, PageAttention; as many rows as B: V2, TILING; fewer: #8523, #8512"),
-    Rule(TILING, _cache, "V1, V2, PageAttention and TND"),
+    Rule(TILING, _cache, "V1, V2, PageAttention and TND; as many blocks of key and value: TILING"),
     Rule(TILING, _mask, "V1, V2, atten_mask and sparse_mode; 2-D on 950: TILING"),
     Rule(PARAM_INVALID, _sink, "V2, learnable_sink"),
     Rule(TILING, _if(lambda a: not 0 <= a.inner_precise <= 3, lambda a: f"inner_precise {a.inner_precise}: 0 to 3"), "V1, inner_precise"),

@@ -319,6 +319,7 @@ REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], int, str]] = [
     ("kv lengths missing: V1, PageAttention", {}, {"actual_seq_lengths_kv": None}, 561002, "must be given"),
     ("kv lengths of fewer rows: #8107", {}, {"actual_seq_lengths_kv": [40, 300]}, 561002, "bigger or equal to batch size(3)"),
     ("block table of fewer rows: #8523", {}, {"block_table": BAD_TABLE}, 161002, "2 rows, the batch is 3"),
+    ("block table of more rows: V2", {}, {"block_table": torch.zeros(4, 3, dtype=torch.int32)}, 161002, "4 rows, the batch is 3"),
     ("block table too narrow: V1", {}, {"actual_seq_lengths_kv": [40, 385, 17]}, 161002, "goes to 385"),
     ("block table int64: V1", {}, {"block_table": BAD_TABLE.long()}, 161002, "torch.int64"),
     ("page 1: sglang#25169", {"page": 1, "layout": "BnBsH"}, {}, 561002, "block_size 1 should aligned to 16"),
