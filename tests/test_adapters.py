@@ -411,6 +411,19 @@ def test_ascend_refuses(bind: Any, change: dict[str, Any], match: str) -> None:
     assert recorder.calls == []
 
 
+@pytest.mark.parametrize(("change", "match"), [
+    ({"max_seqlen_q": 2}, "max_seqlen_q 2 .*at least 3"), ({"max_seqlen_k": 2}, "max_seqlen_k 2 .*at least 3"),
+    ({"cu_seqlens_k": ints(0, 2, 4)}, r"cu_seqlens_k \[0, 2, 4\].*0 to 5"),
+    ({"cu_seqlens_k": ints(0, 5)}, "cu_seqlens_k of 1 sequences .*: 2"),
+    ({"seqused_k": ints(1, 2)}, "seqused_k .*without page_table"),
+])
+def test_ascend_varlen_refuses(bind: Any, change: dict[str, Any], match: str) -> None:
+    bound, recorder = bind("ascend")
+    with pytest.raises(ValueError, match=match):
+        run(bound, "flash_attn_varlen_func", varlen_call("ascend", **change))
+    assert recorder.calls == []
+
+
 def test_ascend_refuses_more_sequences_than_the_op_takes(bind: Any) -> None:
     bound, recorder = bind("ascend")
     many = torch.zeros(4097, dtype=torch.int32)

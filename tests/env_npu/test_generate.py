@@ -24,14 +24,15 @@ def generate(device: str, environ: dict[str, str]) -> dict[str, Any]:
          "float16", "--max-new-tokens", "6", "--json"],
         cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("\n{" if device == "npu" else "{"):])
+    answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{\n"):])  # torch_npu may print before
     return answer
 
 
 def test_the_tokens_are_the_cpus() -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HAL_")}
     npu = generate("npu", fake_npu.start(devices=1, environ=clean))
-    cpu = generate("cpu", clean | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
+    # Without CANN's libraries transformers fails on torch_npu, whatever the device.
+    cpu = generate("cpu", fake_npu.start(devices=0, environ=clean))
     assert npu["platform"]["arch"] == "ascend910b"
     assert {row[phase]["chosen"] for row in npu["kinds"] for phase in ("prefill", "decode")} == {"ascend"}
     assert {row[phase]["chosen"] for row in cpu["kinds"] for phase in ("prefill", "decode")} == {"torch"}
