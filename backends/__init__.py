@@ -37,6 +37,7 @@ BACKENDS = {
     "wave": "hal.backends.wave:Wave",
     # NPU
     "ascend_mla": "hal.backends.ascend_mla:AscendMLA",
+    "ascend_310p": "hal.backends.ascend_310p:Ascend310P",
     # MUSA
     "mate_mla": "hal.backends.mate_mla:MateMLA",
     "torch": "hal.backends.torch_native:TorchNative",
@@ -89,5 +90,5 @@ ALIASES = {
     "ROCM_AITER_TRITON_MLA": ("aiter_triton_mla",),
     "aiter": ("aiter", "aiter_mla", "aiter_mla_sparse"),
     # NPU: SGLang's one name for both.
-    "ascend": ("ascend", "ascend_mla"),
+    "ascend": ("ascend", "ascend_mla", "ascend_310p"),
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hal.backend import AttentionBackend, Bound
 from hal.backends import ascend_plans
-from hal.backends.ascend_cache import PAGE, paged, pages, writer
+from hal.backends.ascend_cache import PAGE, both, new_cache, paged, table_rows, writer
 from hal.backends.ascend_fused import V1, V2, fused, sparse
 from hal.backends.ascend_plans import Shares, Step
 from hal.backends.ascend_rules import REFUSALS, RULES, reasons
@@ -64,7 +64,8 @@ class Ascend(AttentionBackend):
     attention_types = ("decoder", "encoder", "encoder_only", "encoder_decoder")
     max_decode_query_len = RULES["query tokens of a decoded sequence"].limit
     graph_level = "uniform batch"
-    graph_padding_length = 1  # vllm-ascend 182b75ea pads with 1; 0 keys in a captured call are nowhere described
+    graph_padding_length = 1  # vllm-ascend 182b75ea pads with 1
+    graph_skips_slots = False  # npu_scatter_pa_kv_cache: slots from 0 on, none of them twice
     refusals = REFUSALS
     targets = {"prefill": "torch_npu.npu_fused_infer_attention_score",
                "decode": "torch_npu.npu_fused_infer_attention_score"}
@@ -93,6 +94,10 @@ class Ascend(AttentionBackend):
                      varlen(attend, config.scale, cls.name, config.sinks))
 
     @classmethod
+    def new_kv_cache(cls, config: AttentionConfig, device: str, num_pages: int, page_size: int) -> tuple[Any, Any]:
+        return new_cache(cls.name, config, device, num_pages, page_size)
+
+    @classmethod
     def write_kv_cache(cls, config: AttentionConfig) -> Callable[..., None]:
         return writer(cls.name)
 
@@ -116,6 +121,11 @@ def run(attend: Callable[..., Any], step: Step, q: Tensor, k: Tensor, v: Tensor,
             more["query_rope"] = more["query_rope"].index_select(0, step.order)
         out, softmax_lse = attend(step, _moved(q, step.order), k, v, (q.shape[1], kv_heads), scale, lse,
                                   **paged(table, step), **sparse(*mask), **more)
+        if step.blind is not None and not captures():  # in a graph only padding rows are so short
+            blind, infinite = step.blind, float("-inf")
+            out.index_copy_(0, blind, out.new_zeros(len(blind), *out.shape[1:]))
+            if lse:
+                softmax_lse.index_copy_(1, blind, softmax_lse.new_full((q.shape[1], len(blind)), infinite))
         if step.back is not None:
             out = out.index_select(0, step.back)
             if lse:
@@ -167,7 +177,7 @@ def _kvcache(attend: Callable[..., Any], scale: float, with_sinks: bool) -> Call
         refuse("ascend", WITH_KVCACHE, {"k": k, "v": v, **given})
         causal, window = mask(causal, window_size)
         how = shares(causal, cp_world_size, cp_rank, cp_tot_seqused_k, "ascend")
-        _check_window(how, window)
+        how = _windowed(how, window)
         _check_sinks("ascend", sinks, q, with_sinks)
         check_out("ascend", q, v_cache.shape[-1], out)
         kv_heads = k_cache.shape[-2]
@@ -176,7 +186,8 @@ def _kvcache(attend: Callable[..., Any], scale: float, with_sinks: bool) -> Call
         width = k_cache.shape[1] if page_table is None else page_table.shape[1] * PAGE
         if page_table is not None:
             require("ascend", "with page_table", cache_seqlens=cache_seqlens)
-            k, v = pages("ascend", "k_cache", k_cache), pages("ascend", "v_cache", v_cache)
+            k, v = both("ascend", k_cache=k_cache, v_cache=v_cache)
+            page_table = table_rows("ascend", page_table, batch)
         elif k_cache.shape[0] != batch:
             raise ValueError(f"k_cache with {k_cache.shape[0]} sequences is not supported (ascend without page_table: "
                              f"{batch}, as q)")
@@ -195,9 +206,11 @@ def _kvcache(attend: Callable[..., Any], scale: float, with_sinks: bool) -> Call
     return flash_attn_with_kvcache
 
 
-def _check_window(how: Shares, window: tuple[int, int]) -> None:
+def _windowed(how: Shares, window: tuple[int, int]) -> Shares:
     if how.world > 1 and window != (-1, -1):
         raise ValueError(f"window_size {window} is not supported (ascend with cp_world_size {how.world}: (-1, -1))")
+    right = 0 if how.causal else window[1]
+    return how._replace(after=None if right < 0 else right)
 
 
 def check_out(name: str, q: Tensor, head_dim_v: int, out: Any) -> None:
@@ -235,7 +248,7 @@ def varlen(attend: Callable[..., Any], scale: float | None, name: str, with_sink
         refuse(name, VARLEN, given)
         causal, window = mask(causal, window_size)
         how = shares(causal, cp_world_size, cp_rank, cp_tot_seqused_k, name)
-        _check_window(how, window)
+        how = _windowed(how, window)
         _check_sinks(name, sinks, q, with_sinks)
         check_out(name, q, v.shape[-1], out)
         with_lse = return_attn_probs or return_softmax_lse
@@ -245,7 +258,8 @@ def varlen(attend: Callable[..., Any], scale: float | None, name: str, with_sink
         if page_table is not None:
             refuse(f"{name} with page_table", VARLEN, {"cu_seqlens_k": cu_seqlens_k})
             require(name, "with page_table", seqused_k=seqused_k)
-            k, v = pages(name, "k", k), pages(name, "v", v)
+            k, v = both(name, k=k, v=v)
+            page_table = table_rows(name, page_table, cu_seqlens_q.shape[0] - 1)
         else:
             refuse(f"{name} without page_table", VARLEN, {"seqused_k": seqused_k})
             require(name, "without page_table", cu_seqlens_k=cu_seqlens_k)

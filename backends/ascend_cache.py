@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from hal.backends.ascend_plans import Step, slots
 from hal.backends.ascend_rules import RULES, check
+from hal.kv_cache import new_kv_cache
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hal.config import AttentionConfig
 
 PAGE: int = RULES["page_size"].limit[0]
 
@@ -40,13 +43,18 @@ def writer(name: str) -> Callable[..., None]:
         plan = planned(k.device, (slot_mapping,), (k_cache.shape[0] * k_cache.shape[1],))
         if plan.source is not None:
             k, v = k.index_select(0, plan.source), v.index_select(0, plan.source)
-        if plan.any is not None:
-            k, v = k.where(plan.any, k_cache[0, :1]), v.where(plan.any, v_cache[0, :1])
         if len(k):  # cache_mode: its default is another layout
             torch_npu.npu_scatter_pa_kv_cache(key=k.contiguous(), value=v.contiguous(), key_cache=k_cache,
                                               value_cache=v_cache, slot_mapping=plan.slots, cache_mode="Norm")
 
     return write_kv_cache
+
+
+def new_cache(name: str, config: AttentionConfig, device: str, num_pages: int, page_size: int) -> tuple[Any, Any]:
+    """As everywhere, within what the op can address."""
+    width = max(config.head_dim, config.v_dim) if config.mla is None else config.v_dim  # MLA: the latent part
+    check(name, None, "elements of the cache", num_pages * page_size * config.num_kv_heads * width)
+    return new_kv_cache(config, device, num_pages, page_size)
 
 
 def pages(name: str, argument: str, cache: Tensor) -> Tensor:
@@ -56,6 +64,24 @@ def pages(name: str, argument: str, cache: Tensor) -> Tensor:
                          f"contiguous [num_pages, {PAGE}, num_kv_heads, head_dim])")
     check(name, None, "elements of the cache", cache.numel())
     return cache.view(cache.shape[0], PAGE, -1)
+
+
+def both(name: str, **caches: Tensor) -> list[Tensor]:
+    """pages() of two caches, with as many pages each: TILING compares all but the last dimension."""
+    one, other = [pages(name, argument, cache) for argument, cache in caches.items()]
+    if one.shape[0] != other.shape[0]:
+        first, second = caches
+        raise ValueError(f"{second} of {other.shape[0]} pages beside {first} of {one.shape[0]} is not supported "
+                         f"({name}: as many of each)")
+    return [one, other]
+
+
+def table_rows(name: str, page_table: Tensor, batch: int) -> Tensor:
+    """A row for each sequence, as the op wants them; a table with room for more sequences is cut."""
+    if page_table.shape[0] < batch:
+        raise ValueError(f"page_table with {page_table.shape[0]} rows is not supported ({name}: {batch}, as there are "
+                         "sequences)")
+    return page_table if page_table.shape[0] == batch else page_table[:batch]
 
 
 def paged(table: Tensor | None, step: Step) -> dict[str, Any]:

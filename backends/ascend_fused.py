@@ -11,12 +11,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hal.backends.ascend_plans import Step
+from hal.backends.ascend_plans import Step, update_stream
 from hal.backends.ascend_rules import UNBOUNDED
 from hal.graph import captures
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -39,7 +38,9 @@ V2 = Names("npu_fused_infer_attention_score_v2", "actual_seq_qlen", "actual_seq_
 
 def sparse(causal: bool, window: tuple[int, int]) -> dict[str, int]:
     """The mask's arguments. pre_tokens are "previous tokens" (V1), the current one not counted: a window of W is W - 1,
-    as SGLang passes it; vllm-ascend 182b75ea passes W. `hal verify` on a chip shows which it is.
+    as SGLang passes it, and npu_fusion_attention's document masks tril(diagonal -pre_tockens - 1) for mode 4;
+    vllm-ascend 182b75ea passes W. `hal verify` on a chip shows which it is. One query in TND has a window too: CANN
+    drops the mode for BSH, BSND and BNSD alone (TILING, GetLegacyIfaFlag).
 
     Without causal it is a band without bounds: sparse_mode 0 has given uniform averages (vllm-ascend#13699).
     """
@@ -109,7 +110,7 @@ def _captured(names: Names, op: Any, step: Step, arguments: dict[str, Any]) -> t
     kept |= {"workspace": weak(workspace), "out": [weak(x) for x in result]}
 
     def update() -> None:
-        stream = _update_stream(device)
+        stream = update_stream(device)
         with npu.stream(stream):
             npu.graph_task_update_begin(stream, group)
             op.out(**kept, **{names.q_ends: step.q_ends, names.keys: step.keys})
@@ -118,10 +119,3 @@ def _captured(names: Names, op: Any, step: Step, arguments: dict[str, Any]) -> t
 
     step.tasks.append(update)
     return result[0], result[1]
-
-
-@cache
-def _update_stream(device: torch.device) -> Any:
-    import torch_npu
-
-    return torch_npu.npu.Stream(device)

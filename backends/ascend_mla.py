@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hal.backend import AttentionBackend, Bound
 from hal.backends import ascend_plans
 from hal.backends.ascend import Ascend, check_out, missing_op_reasons, run, shaped, shares, varlen
-from hal.backends.ascend_cache import PAGE, pages, writer
+from hal.backends.ascend_cache import PAGE, both, new_cache, table_rows, writer
 from hal.backends.ascend_fused import V1, V2, fused
 from hal.backends.ascend_rules import RULES, reasons
 from hal.backends.layouts import MLA_APART
@@ -31,7 +31,7 @@ class AscendMLA(AttentionBackend):
 
     Absorbed (decode and extend): its version 2 with query_rope and key_rope (512 + 64), over pages of 128 tokens;
     version 1's document excludes the LSE for 512. Heads are padded to a power of two, and queries go in rows of up to
-    16 tokens, or of one where they see the same keys: sparse_mode 3 alone is described for 512.
+    16 tokens, as many as engines are known to give it. Both documents list sparse modes 0, 3 and 4 for 512.
     """
 
     name = "ascend_mla"
@@ -45,14 +45,14 @@ class AscendMLA(AttentionBackend):
     requires = frozenset({"mla"})
     mla_prefill = (*Ascend.head_dim_pairs, (128, 128))
     refusals = {**Ascend.refusals,
-                "sliding_window": "with absorbed MLA the op takes sparse modes 0, 3 and 4 without saying what 4 means",
+                "sliding_window": "no MLA model has one, and queries in rows of 16 have not been asked of it",
                 "sinks": "learnable_sink is not for absorbed MLA decode",
                 "sparse": "npu_sparse_flash_attention has it, which is not this backend's op"}
     max_decode_query_len = Ascend.max_decode_query_len
     # Two buffers, latent and rope, each contiguous: what memory_pool_npu.py and vllm-ascend allocate.
     kv_layout = MLA_APART
     graph_level = "uniform batch"  # AscendMLAMetadataBuilder.get_cudagraph_support
-    graph_padding_length = Ascend.graph_padding_length
+    graph_padding_length, graph_skips_slots = Ascend.graph_padding_length, Ascend.graph_skips_slots
     targets = {"prefill": "torch_npu.npu_fused_infer_attention_score",
                "decode": "torch_npu.npu_fused_infer_attention_score_v2"}
     sources = ("Ascend op-plugin, documents of torch_npu.npu_fused_infer_attention_score and _v2",
@@ -77,6 +77,10 @@ class AscendMLA(AttentionBackend):
         device = platform.torch_device
         return Bound(_absorbed(fused(V2, device), config.softmax_scale),
                      _expanded(varlen(fused(V1, device), config.softmax_scale, cls.name, False)))
+
+    @classmethod
+    def new_kv_cache(cls, config: AttentionConfig, device: str, num_pages: int, page_size: int) -> tuple[Any, Any]:
+        return new_cache(cls.name, config, device, num_pages, page_size)
 
     @classmethod
     def write_kv_cache(cls, config: AttentionConfig) -> Callable[..., None]:
@@ -111,10 +115,11 @@ def _absorbed(attend: Callable[..., Any], scale: float | None) -> Callable[..., 
             if x.shape[-1] != width:
                 raise ValueError(f"{argument} with last dimension {x.shape[-1]} is not supported (ascend_mla: {width})")
         check_out("ascend_mla", qv, _LATENT, out)
-        rope, latent = pages("ascend_mla", "k_cache", k_cache), pages("ascend_mla", "v_cache", v_cache)
+        rope, latent = both("ascend_mla", k_cache=k_cache, v_cache=v_cache)
         how = shares(causal, cp_world_size, cp_rank, cp_tot_seqused_k, "ascend_mla",
-                     Ascend.max_decode_query_len if causal else 1)
+                     Ascend.max_decode_query_len)
         batch, len_q = (q.shape[0], q.shape[1]) if cu_seqlens_q is None else (cu_seqlens_q.shape[0] - 1, 0)
+        page_table = table_rows("ascend_mla", page_table, batch)
         heads = q.shape[-2]
         q, query = (x.reshape(-1, *x.shape[-2:]) for x in (q, qv))
         if not q.numel():
@@ -125,7 +130,7 @@ def _absorbed(attend: Callable[..., Any], scale: float | None) -> Callable[..., 
         if missing:
             q, query = (torch.nn.functional.pad(x, (0, 0, 0, missing)) for x in (q, query))
         result, lse = run(attend, step, query, latent, latent, 1, softmax_scale, return_softmax_lse, page_table,
-                          (True, (-1, -1)), query_rope=q.contiguous(), key_rope=rope)
+                          (causal, (-1, -1)), query_rope=q.contiguous(), key_rope=rope)
         if missing:
             result, lse = result[:, :heads], lse[:heads] if return_softmax_lse else None
         return shaped(qv, cu_seqlens_q, result, lse, out, return_softmax_lse)

@@ -45,6 +45,10 @@ RULES = {rule.what: rule for rule in (
     Rule("num_heads per KV head", 64, "V1, num_key_value_heads: A2 and A3", ("ascend910b", "ascend910c")),
     Rule("num_kv_heads * head_dim", 65535, "V1, PageAttention, layout (blocknum, blocksize, H)"),
     Rule("elements of the cache", 2**31 - 1, "V2, PageAttention: key and value within int32"),
+    # Not refused: V1 and V2 want at least as many pages as all sequences' blocks together, but engines share prefixes,
+    # and nothing counts them (TILING). "key and value of equal shape with PageAttention" (V2) goes against K 192 and V
+    # 128 of the same page: TILING checks the last dimension of each by itself.
+    Rule("keys of a sequence with one query", 262144, "V2, Q_S = 1: S up to 262144"),
     Rule("sequences", 4096, "V1, TND: entries of actual_seq_lengths"),
     Rule("query tokens of a decoded sequence", 16, "vllm-ascend 182b75ea asserts it for TND"),
     Rule("sinks with dtype", ("bfloat16",), "V2, learnable_sink; TILING: in V5 q's dtype",

@@ -34,10 +34,16 @@ for tool in gcc g++ nm readelf; do
 done
 HAL_TEST_ENV=npu "$python" -m pytest -q tests/env_npu/test_fake_npu.py || failed
 PYTHONPATH=tests "$python" -m fake_npu -- "$python" -m pytest -q tests/env_npu/on_fake_npu || failed
-for arch in ascend910b ascend910c ascend950; do
+for arch in ascend910c ascend950; do # ascend910b: test_ascend.py
     for backend in ascend ascend_mla; do
         "$python" ci/verify_emulated.py "$backend" --arch "$arch" --quick --jobs 2 || failed
     done
+done
+# Where a stack has the reported faults, HAL's calls are not among those that meet them.
+for feature in non_causal encoder "empty rows"; do
+    PYTHONPATH=tests "$python" -m fake_npu --trap uniform_average --trap mask_ends_at_512 \
+        --trap band_keeps_empty_rows --trap small_pages -- \
+        "$python" ci/verify_emulated.py ascend --quick --case "$feature" || failed
 done
 TORCH_DEVICE_BACKEND_AUTOLOAD=0 "$python" -m hal.default_model >/dev/null || failed
 HAL_TEST_ENV=npu "$python" -m pytest -q tests/env_npu/test_generate.py || failed

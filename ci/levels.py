@@ -27,7 +27,7 @@ from hal.backend import AttentionBackend
 from hal.backends import BACKENDS
 from hal.capabilities import LEVELS
 from hal.conformance.grid import grid, lacking
-from hal.conformance.record import ENDS, files
+from hal.conformance.record import ENDS, emulator_files, files
 from hal.platform import Platform
 from hal.platforms import KINDS, table
 
@@ -118,6 +118,8 @@ def _faults(level: str, backend: str, data: Mapping[str, Any], part: Mapping[str
     emulator = data.get("emulator")
     if level == "emulated" and not (isinstance(emulator, str) and (ROOT / emulator).is_file()):
         yield f"emulator is {emulator!r}, expected a file of the repository"
+    elif level == "emulated":
+        yield from _changed("made by another emulator", data.get("emulator_files"), emulator_files(ROOT, emulator))
     if level == "hardware" and emulator is not None:
         yield f"an emulator made it ({emulator}), not a device"
     if level != "hardware" and not isinstance(data.get("command"), str):
@@ -139,10 +141,14 @@ def _faults(level: str, backend: str, data: Mapping[str, Any], part: Mapping[str
     left = asked(backend, data["platform"]["kind"], data["platform"]["arch"]) - {case.get("case") for case in cases}
     if left and level != "compiled":
         yield f"{len(left)} cases of the grid as it is now are not in it, {min(left)!r} the first"
-    there, here = part.get("files", {}), files(registry.get(backend))
+    yield from _changed("about other code", part.get("files"), files(registry.get(backend)))
+
+
+def _changed(what: str, recorded: Mapping[str, str] | None, here: Mapping[str, str]) -> Iterator[str]:
+    there = recorded or {}
     changed = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     if changed:
-        yield f"it is about other code than is here: {', '.join(changed)} changed"
+        yield f"it is {what} than is here: {', '.join(changed)} changed"
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from hal import registry
 from hal.commands.verify import _compact, _readable
 from hal.conformance.case import Case
 from hal.conformance.grid import grid
-from hal.conformance.record import record, summary
+from hal.conformance.record import emulator_files, record, summary
 from hal.conformance.runner import Result, Runner
 from hal.platform import Platform
 
@@ -79,7 +79,7 @@ def _fake_npu(arch: str) -> AbstractContextManager[Any]:
 
 # Version 3's providers at once: what one refuses (sinks, context parallelism) the next serves.
 _THREE = ("tests/emulators/flash_attn_3.py", "cuda", ("sm90",), _cuda("flash-attn-3", "sglang-kernel", "vllm"))
-_NPU = ("tests/fake_npu/fused_infer.py", "npu", tuple(SOCS), _fake_npu)
+_NPU = ("tests/fake_npu/answer.py", "npu", tuple(SOCS), _fake_npu)
 _MATE = ("tests/emulators/mate.py", "musa", ("mp31",), _mate)
 EMULATED = {
     "mate": Emulated(*_MATE),
@@ -123,6 +123,7 @@ def _cases(backend: str, quick: bool, text: str) -> list[Case]:
 def run(backend: str, arch: str, quick: bool, text: str, seed: int, jobs: int) -> dict[str, Any]:
     """The record. Its versions are those of the emulated package."""
     start, row = time.monotonic(), EMULATED[backend]
+    emulator = emulator_files(ROOT, row.emulator)
     with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
         shares = [pool.submit(_share, backend, arch, n, jobs, quick, text, seed) for n in range(jobs)]
         found = [result for _, result in sorted((r for share in shares for r in share.result()), key=lambda r: r[0])]
@@ -130,19 +131,25 @@ def run(backend: str, arch: str, quick: bool, text: str, seed: int, jobs: int) -
         made = record(row.platform(arch), {backend: summary(registry.get(backend), found, not text)},
                       "quick" if quick else "full", seed, "none: emulated", time.monotonic() - start)
     command = f"python ci/verify_emulated.py {backend}" + f" --arch {arch}" * (arch != row.archs[0])
-    return {**made, "emulator": row.emulator, "command": command}
+    return {**made, "emulator": row.emulator, "emulator_files": emulator, "command": command}
 
 
 def on_fake_npu(arch: str) -> None:
     """Start this command again in a process that has the fake NPU; returns there."""
-    if "FAKE_NPU_SOC" in os.environ:
+    try:
+        from fake_npu import SOCS as NAMES
+        from fake_npu import start
+        from fake_npu.build import BuildError
+    except ImportError as error:
+        raise SystemExit(f"verify_emulated.py: {error}") from error
+    here = os.environ.get("FAKE_NPU_SOC")
+    if here is not None:
+        if here != NAMES[SOCS[arch]]:
+            raise SystemExit(f"verify_emulated.py: this process has a fake {here}, {arch} is {NAMES[SOCS[arch]]}")
         return
-    from fake_npu import start
-    from fake_npu.build import BuildError
-
     try:
         environ = start(SOCS[arch], devices=1)
-    except (BuildError, ImportError) as error:
+    except BuildError as error:
         raise SystemExit(f"verify_emulated.py: {error} (ci/env_npu.sh makes .venv-npu)") from error
     os.execvpe(sys.executable, [sys.executable, *sys.argv], environ)
 

@@ -82,18 +82,20 @@ class AttentionImpl:
         with load_torch().inference_mode(False):
             return self._cache_owner.new_kv_cache(self.config, self.platform.torch_device, num_pages, size)
 
-    def graph_state(self, max_batch: int, max_tokens: int, max_pages: int, padding_page: int = 0) -> GraphState:
+    def graph_state(self, max_batch: int, max_tokens: int, max_pages: int, padding_page: int = 0,
+                    padding_pages: int = 1) -> GraphState:
         """Static buffers for capturing decode in graphs: see hal.graph.
 
         max_batch: sequences. max_tokens: query tokens of all of them together. max_pages: pages of one sequence.
         padding_page: the page that rows beyond the batch name; they write to it where calls append and may read it, so
-        nothing may live there (engines keep page 0 for this).
-        Raises ValueError, with both sides, for what is over the decode backend's graph level.
+        nothing may live there (engines keep page 0 for this). padding_pages: how many pages are kept so from there on;
+        a backend whose kernel can't skip a token (Ascend's) writes those of slot -1 there: room for max_tokens of them.
+        Raises ValueError, with both sides, for what is over the decode backend's graph level, or that room.
         """
         from hal.graph import GraphState
 
         return GraphState(self._cache_owner, self.platform.torch_device, self.decision.page_size, max_batch, max_tokens,
-                          max_pages, padding_page)
+                          max_pages, padding_page, padding_pages)
 
     def __repr__(self) -> str:
         return f"<hal.AttentionImpl {self.decision.summary()}>"

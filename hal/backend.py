@@ -72,6 +72,9 @@ class AttentionBackend:
     graph_level: ClassVar[str] = "never"
     #: cache_seqlens of a row that pads a captured batch: the shortest that the captured kernel takes.
     graph_padding_length: ClassVar[int] = 0
+    #: Whether its captured write leaves out tokens of slot -1. Where not, graph_state gives each a slot of its own in
+    #: the padding pages.
+    graph_skips_slots: ClassVar[bool] = True
     #: False where the backend can be asked about but not used: its adapter is not written yet.
     adapter: ClassVar[bool] = True
     #: NaN in the unused tail of a used page does no harm.

@@ -31,7 +31,7 @@ LENGTHS: Mapping[str, int] = {
 # What the engine already has on the host, so that nobody copies it back -> the tensor it is a copy of.
 HOST_COPIES: Mapping[str, str] = {f"{name}_cpu": name for name in LENGTHS}
 BOUNDS = ("max_seqlen_q", "max_seqlen_k")
-NAMES = (*LENGTHS, "page_table", *BOUNDS, *HOST_COPIES)
+NAMES = (*LENGTHS, "page_table", "slot_mapping", *BOUNDS, *HOST_COPIES, "slot_mapping_cpu")
 
 Identity = Any  # of a length argument: hashable
 
@@ -52,17 +52,17 @@ def identity(length: Any) -> Identity:
 class Epoch:
     """The time in which lengths are frozen, and all that was made from them. Of one thread.
 
-    tensors: the context's own, by name. bounds: max_seqlen_q and max_seqlen_k where given. copies, hosts: host copies
-    that were given, by name, and all there are, by identity. by_object, by_memory: key -> plan (hal/plan.py). made:
-    what each plan was made from, which also keeps those tensors alive. graph: None, or the mode of a graph's epoch
-    (GraphContext in hal/graph.py). frozen: under HAL_CHECK=1 (name, tensor, its content when first seen), else None.
+    tensors: the context's own, by name; slot mappings are "slot_mapping[0]" and so on. bounds: max_seqlen_q and
+    max_seqlen_k where given. copies, hosts: host copies that were given, by name (a graph's may be a function that gets
+    it), and all there are, by identity. by_object, by_memory: key -> plan (hal/plan.py). made: what each plan was made
+    from, which also keeps those tensors alive. graph: None, or the mode of a graph's epoch (GraphContext in
+    hal/graph.py). frozen: under HAL_CHECK=1 (name, tensor, its content when first seen), else None.
     """
 
     __slots__ = ("_declared", "bounds", "by_memory", "by_object", "copies", "frozen", "graph", "hosts", "kept", "made",
                  "tensors")
 
-    def __init__(self, tensors: dict[str, Any], bounds: dict[str, int], copies: dict[str, tuple[int, ...]],
-                 check: bool) -> None:
+    def __init__(self, tensors: dict[str, Any], bounds: dict[str, int], copies: dict[str, Any], check: bool) -> None:
         self.tensors = tensors
         self.bounds = bounds
         self.copies = copies
@@ -88,18 +88,24 @@ class Epoch:
     def fetch(self, lengths: Mapping[Identity, Any]) -> dict[Identity, tuple[int, ...]]:
         """The values of tensors of this epoch by identity: given, copied before, or copied now in one go."""
         if self.hosts is None:
-            self.hosts = {identity(self.tensors[name]): copy for name, copy in self.copies.items()}
+            self.hosts = {identity(self.tensors[name]): copy() if callable(copy) else copy
+                          for name, copy in self.copies.items()}
         missing = {key: tensor for key, tensor in lengths.items() if key not in self.hosts}
         if missing:
             # A copy waits for the device: the context's other lengths come along, so that no call waits again.
             own = {} if _on_host(missing) else {
-                key: self.tensors[name] for key, name in self.declared.items() if name in LENGTHS}
+                key: self.tensors[name] for key, name in self.declared.items() if name != "page_table"}
             missing |= {key: tensor for key, tensor in own.items() if key not in self.hosts}
             self.hosts |= zip(missing, _copied(list(missing.values())))
             for tensor in missing.values():
                 self.kept.append(tensor)  # so that no other tensor gets its address
                 self.freeze("a length tensor", tensor)
         return self.hosts
+
+    def copy(self, lengths: Any) -> tuple[int, ...]:
+        """The values of one tensor of this epoch."""
+        self.verify()
+        return self.fetch({identity(lengths): lengths})[identity(lengths)]
 
     def freeze(self, name: str, tensor: Any) -> None:
         """Remember the content of a tensor, to be held to it."""
@@ -179,6 +185,8 @@ class ForwardContext:
             raise RuntimeError("update() is not for a graph's context: call prepare_replay() between replays")
         _refuse_traced("updated")
         tensors = {name: tensor for name, tensor in self.epoch.tensors.items() if name not in given}
+        slots = [tensors.pop(name) for name in list(tensors) if name.startswith("slot_mapping")]
+        given = {"slot_mapping": slots, **given}
         self.epoch = _epoch({**tensors, **given})
 
     def __repr__(self) -> str:
@@ -193,10 +201,13 @@ def forward_context(**given: Any) -> ForwardContext:
         cache_seqlens, cache_leftpad, seqused_q, seqused_k, cp_tot_seqused_k: int32 [B].
         cu_seqlens_q, cu_seqlens_k, cu_seqlens_k_new: int32 [B + 1].
         page_table: int32 [B, max_pages]. All tensors on one device.
+        slot_mapping: int64 [tokens] of write_kv_cache, or a list of them where kinds of layer write to other slots.
+            Worth it for a backend that needs them on the host (Ascend's): they come with the lengths, in one copy.
         max_seqlen_q, max_seqlen_k: whole numbers, no smaller than the longest sequence (max_seqlen_k: of keys
             after an append).
         <name>_cpu of any length above: the same numbers as a list or tuple of int, where they are at hand. A backend
-            that needs numbers on the host copies them from the device otherwise, once.
+            that needs numbers on the host copies them from the device otherwise, once. slot_mapping_cpu: as
+            slot_mapping, one list of int or a list of them.
 
     Calls are recognised by the tensors they pass: those given here, or others, which must not change inside either.
     HAL_CHECK=1 verifies it. Raises TypeError for an unknown name, ValueError for anything else that is wrong.
@@ -211,8 +222,9 @@ def _epoch(given: dict[str, Any]) -> Epoch:
     bounds: dict[str, int] = {}
     copies: dict[str, tuple[int, ...]] = {}
     batch, first, device = -1, "", None
+    slots, slots_cpu = given.get("slot_mapping"), given.get("slot_mapping_cpu")
     for name, value in given.items():
-        if value is None:
+        if value is None or name in ("slot_mapping", "slot_mapping_cpu"):
             continue
         extra = LENGTHS.get(name)
         if extra is not None or name == "page_table":
@@ -240,6 +252,19 @@ def _epoch(given: dict[str, Any]) -> Epoch:
     for name, copy in copies.items():
         need(name in tensors, f"{name}_cpu", "a copy", f"{name} beside it, the tensor it is a copy of")
         need(len(copy) == tensors[name].shape[0], f"{name}_cpu", f"{len(copy)} values", f"{batch + LENGTHS[name]}")
+    mappings = [] if slots is None else list(slots) if isinstance(slots, (list, tuple)) else [slots]
+    for index, value in enumerate(mappings):
+        if torch is None or not isinstance(value, torch.Tensor) or value.dtype is not torch.int64 or value.dim() != 1:
+            need(False, "slot_mapping", value, "an int64 tensor of 1 dimension, or a list of them")
+        device = device or value.device
+        need(value.device == device, "slot_mapping", f"a tensor on {value.device}", f"one on {device}, as the others")
+        tensors[f"slot_mapping[{index}]"] = value
+    if slots_cpu is not None:
+        need(isinstance(slots_cpu, (list, tuple)), "slot_mapping_cpu", slots_cpu, "a list of int, or a list of them")
+        rows = slots_cpu if slots_cpu and isinstance(slots_cpu[0], (list, tuple)) else [slots_cpu]
+        sizes = [len(row) for row in rows], [len(tensor) for tensor in mappings]
+        need(sizes[0] == sizes[1], "slot_mapping_cpu", f"{sizes[0]} values", f"{sizes[1]}, as slot_mapping")
+        copies |= {f"slot_mapping[{index}]": tuple(row) for index, row in enumerate(rows)}
     check = env.get("HAL_CHECK")
     if check:
         _check_contents(tensors, bounds, copies)
@@ -252,6 +277,10 @@ def _check_contents(tensors: dict[str, Any], bounds: dict[str, int], copies: dic
         if name == "page_table":
             continue
         values = tuple(tensor.tolist())
+        if name not in LENGTHS:  # slots; what else they must be is the cache's to say
+            copy = copies.get(name, values)
+            need(copy == values, "slot_mapping_cpu", str(copy[:8]), f"{values[:8]}, what {name} holds")
+            continue
         copy = copies.get(name, values)
         odd = [value for value in copy if not is_int(value, 0)] if name in copies else []
         need(not odd, f"{name}_cpu", f"{odd[:1]!r}", "whole numbers >= 0")

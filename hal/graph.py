@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hal import env
 from hal.backend import AttentionBackend
 from hal.checks import int32, is_int, need
-from hal.context import STATE, Epoch, ForwardContext
+from hal.context import STATE, Epoch, ForwardContext, identity, owner
 from hal.torch_import import load_torch
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class GraphBatch:
     """One batch size of a GraphState: views of its static buffers, to be passed to the captured calls.
 
     cache_seqlens: int32 [batch]. page_table: int32 [batch, max_pages]. cu_seqlens_q: int32 [batch + 1]. slot_mapping:
-    int64 [batch * query_len]. max_seqlen_q is query_len, max_seqlen_k what page_table can hold, in tokens.
+    int64 [batch * query_len], skipped tokens as the backend wants them (-1, or a slot each in the padding pages): what
+    write_kv_cache takes in a graph. max_seqlen_q is query_len, max_seqlen_k what page_table can hold, in tokens.
     """
 
     batch: int
@@ -61,7 +62,8 @@ class GraphBatch:
     def capture(self) -> ForwardContext:
         """The forward context of the captured run: plans are found, and a call that would need host work raises.
 
-        Entering it refreshes the plans, so enter it before the capture begins. Padding rows as in warm_up.
+        Entering it refreshes the plans, so enter it before the capture begins. Padding rows as in warm_up. Of a batch
+        that is captured again, prepare_replay() serves the new graph alone; several graphs of one batch go into one.
         """
         return GraphContext(self, "capture")
 
@@ -73,8 +75,15 @@ class GraphBatch:
         if refresh:
             self._refresh({})
 
-    def _refresh(self, copies: dict[str, tuple[int, ...]]) -> None:
-        """Every plan as if just made, in the memory it has. copies: host copies that are at hand, by name."""
+    def _forget(self) -> None:
+        """The plans without what a capture left in them."""
+        for planner, *_, plan in self._epoch.made:
+            if planner.forget is not None:
+                planner.forget(plan)
+
+    def _refresh(self, copies: dict[str, Any]) -> None:
+        """Every plan as if just made, in the memory it has. copies: host copies that are at hand, or how they are got
+        where a plan needs one, by name."""
         torch = load_torch()
         self._epoch.copies, self._epoch.hosts, self._epoch.kept = copies, None, []
         # Plans made in inference mode can be written only there.
@@ -101,15 +110,19 @@ class GraphContext(ForwardContext):
             raise RuntimeError(f"{self.mode} of batch {self.batch.batch} inside its {epoch.graph}: leave that first")
         if self.mode == "warm-up" and captures():
             raise RuntimeError(f"warm-up of batch {self.batch.batch} inside a capture: warm up every batch before")
+        if self.mode == "capture" and self._given is not None:
+            self.batch._forget()
         if self.mode != "refresh" and self._given is not None:
             self.batch._settle(refresh=self.mode == "capture")
         super().__enter__()
         epoch.graph = self.mode
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self.epoch is not None:
             self.epoch.graph = "closed"
+            if self.mode == "capture" and error[0] is not None:
+                self.batch._forget()
         super().__exit__(*error)
 
 
@@ -119,6 +132,24 @@ def captures() -> bool:
     return context is not None and context.epoch is not None and context.epoch.graph == "capture"
 
 
+def in_graph(tensor: Tensor, name: str) -> bool:
+    """Whether a call is inside a graph's context, whose buffers it must be on then.
+
+    Raises RuntimeError for a tensor that is none of an open batch's `name`: a replay would not follow it.
+    """
+    context, found = STATE.current, False
+    while context is not None:
+        if isinstance(context, GraphContext):
+            found = True
+            if identity(getattr(context.batch, name)) == identity(tensor):
+                return True
+        context = context.outer
+    if found:
+        raise RuntimeError(f"{name} of {len(tensor)} inside the warm_up() or capture() of a graph is not its batch's "
+                           f"{name}: pass that, and the step's own to prepare_replay()")
+    return False
+
+
 class GraphState:
     """The static buffers of one kind of layer, for batches of up to max_batch sequences. Made by AttentionImpl.
 
@@ -126,11 +157,12 @@ class GraphState:
     """
 
     def __init__(self, backend: type[AttentionBackend], device: str, page_size: int | None, max_batch: int,
-                 max_tokens: int, max_pages: int, padding_page: int = 0) -> None:
+                 max_tokens: int, max_pages: int, padding_page: int = 0, padding_pages: int = 1) -> None:
         level, name = backend.graph_level, backend.name
         for argument, value in (("max_batch", max_batch), ("max_tokens", max_tokens), ("max_pages", max_pages)):
             need(is_int(value, 1), argument, value, "a whole number >= 1")
         need(is_int(padding_page, 0), "padding_page", padding_page, "a whole number >= 0, a page of the cache")
+        need(is_int(padding_pages, 1), "padding_pages", padding_pages, "a whole number >= 1")
         if level == "never":
             raise ValueError(f"graph_state is not supported ({name}: graph level never): nothing of its calls can be "
                              "captured")
@@ -139,6 +171,10 @@ class GraphState:
                              f"level {level}, so max_tokens up to {max_batch})")
         if page_size is None:
             raise ValueError(f"graph_state needs a paged cache, and {name} was bound without a page size")
+        if not backend.graph_skips_slots and max_tokens > padding_pages * page_size:
+            raise ValueError(f"max_tokens {max_tokens} is not supported ({name}: up to {padding_pages * page_size}, "
+                             f"what padding_pages {padding_pages} of {page_size} tokens can hold; each token that is "
+                             "not written needs a slot of its own there)")
         torch = load_torch()
         self.backend, self.page_size, self.padding_page = backend, page_size, padding_page
         self.max_batch, self.max_tokens, self.max_pages = max_batch, max_tokens, max_pages
@@ -150,6 +186,9 @@ class GraphState:
             self._page_table = torch.zeros(max_batch, max_pages, dtype=torch.int32, device=device)
             self._cu_seqlens_q = torch.zeros(max_batch + 1, dtype=torch.int32, device=device)
             self._slot_mapping = torch.zeros(max_tokens, dtype=torch.int64, device=device)
+            self._skipped = torch.full_like(self._slot_mapping, -1)  # the slots of tokens that are not written
+            if not backend.graph_skips_slots:
+                torch.arange(padding_page * page_size, padding_page * page_size + max_tokens, out=self._skipped)
             self._count = torch.arange(max_batch + 1, dtype=torch.int32, device=device)
 
     def prepare_capture(self, batch: int, query_len: int = 1) -> GraphBatch:
@@ -182,7 +221,8 @@ class GraphState:
         batch, query_len: of the captured graph. cache_seqlens: int32 [n], n <= batch; page_table: int32 [n, pages];
         cu_seqlens_q: int32 [n + 1], at graph level "always" alone (uniform batches have it fixed); slot_mapping: int64
         [tokens], padded with -1. On the device or the CPU (pinned memory is read without waiting: leave it alone until
-        the stream is past here). cache_seqlens_cpu: a host copy, where a plan needs one.
+        the stream is past here). cache_seqlens_cpu: a host copy, for plans that need one. Without it, and with lengths
+        on the device, they copy it: once for all states that are given this cache_seqlens inside one forward context.
         Raises ValueError naming the argument, before anything is written.
         """
         need((batch, query_len) in self.batches, "batch", f"{batch} with query_len {query_len}",
@@ -206,13 +246,24 @@ class GraphState:
             need(str(getattr(slot_mapping, "dtype", None)) == "torch.int64" and slot_mapping.dim() == 1,
                  "slot_mapping", slot_mapping, "int64 [tokens]")
             need(slot_mapping.shape[0] <= tokens, "slot_mapping", f"{slot_mapping.shape[0]} tokens", f"up to {tokens}")
-        copies: dict[str, tuple[int, ...]] = {}
+        padding = (self.backend.graph_padding_length,) * (batch - n)
+        copies: dict[str, Any] = {}
+        if cu_seqlens_q is None:
+            copies["cu_seqlens_q"] = tuple(range(0, batch * query_len + 1, query_len))
+        elif cu_seqlens_q.device.type == "cpu":
+            ends = tuple(cu_seqlens_q.tolist())
+            copies["cu_seqlens_q"] = ends + ends[-1:] * (batch - n)
+        if cache_seqlens_cpu is None and cache_seqlens.device.type == "cpu":
+            copies["cache_seqlens"] = (*cache_seqlens.tolist(), *padding)
+        elif cache_seqlens_cpu is None and STATE.current is not None:
+            epoch = owner(STATE.current, (identity(cache_seqlens),))
+            if epoch.graph is None:
+                copies["cache_seqlens"] = lambda: (*epoch.copy(cache_seqlens), *padding)
         if cache_seqlens_cpu is not None:
             need(len(cache_seqlens_cpu) == n, "cache_seqlens_cpu", f"{len(cache_seqlens_cpu)} values", f"{n}")
             odd = [each for each in cache_seqlens_cpu if not is_int(each, 0) or each > prepared.max_seqlen_k]
             need(not odd, "cache_seqlens_cpu", odd[0] if odd else None,
                  f"whole numbers up to {prepared.max_seqlen_k}, what page_table can hold")
-            padding = (self.backend.graph_padding_length,) * (batch - n)
             copies["cache_seqlens"] = (*cache_seqlens_cpu, *padding)
         if env.get("HAL_CHECK"):
             self._check(prepared, cache_seqlens, cu_seqlens_q, cache_seqlens_cpu)
@@ -220,7 +271,10 @@ class GraphState:
             prepared.cache_seqlens[:n].copy_(cache_seqlens, non_blocking=True)
             prepared.page_table[:n, :pages].copy_(page_table, non_blocking=True)
             if slot_mapping is not None:
-                prepared.slot_mapping[: len(slot_mapping)].copy_(slot_mapping, non_blocking=True)
+                slots = prepared.slot_mapping[: len(slot_mapping)]
+                slots.copy_(slot_mapping, non_blocking=True)
+                if not self.backend.graph_skips_slots:
+                    slots.copy_(slots.where(slots >= 0, self._skipped[: len(slots)]))
             self._pad(prepared, n, 0 if slot_mapping is None else len(slot_mapping))
             if cu_seqlens_q is not None:
                 prepared.cu_seqlens_q[: n + 1].copy_(cu_seqlens_q, non_blocking=True)
@@ -233,7 +287,7 @@ class GraphState:
         self.current = prepared
         prepared.cache_seqlens[rows:].fill_(self.backend.graph_padding_length)
         prepared.page_table[rows:].fill_(self.padding_page)
-        prepared.slot_mapping[tokens:].fill_(-1)
+        prepared.slot_mapping[tokens:].copy_(self._skipped[tokens : len(prepared.slot_mapping)])
         prepared.cu_seqlens_q.copy_(self._count[: prepared.batch + 1] * prepared.query_len)
 
     def _check(self, prepared: GraphBatch, cache_seqlens: Any, cu_seqlens_q: Any, copy: Any) -> None:

@@ -57,12 +57,17 @@ REACHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "rocm:gfx950": ("contract", "amd-aiter 0.1.10, 0.1.13.post1, 0.1.20.post1, git e4048607a5"),
     },
     "ascend": {
-        "npu:ascend910b": ("contract", "torch-npu 2.10.0, 2.13.0, 2.14.0"),
-        "npu:ascend910c": ("contract", "torch-npu 2.10.0, 2.13.0, 2.14.0"),
-        "npu:ascend950": ("contract", "torch-npu 2.10.0, 2.13.0, 2.14.0"),
+        "npu:ascend910b": ("emulated", "emulated-ascend-npu-ascend910b.json"),
+        "npu:ascend910c": ("emulated", "emulated-ascend-npu-ascend910c.json"),
+        "npu:ascend950": ("emulated", "emulated-ascend-npu-ascend950.json"),
     },
     "mate": {
         "musa:mp31": ("emulated", "emulated-mate-musa-mp31.json"),
+    },
+    "ascend_mla": {
+        "npu:ascend910b": ("emulated", "emulated-ascend_mla-npu-ascend910b.json"),
+        "npu:ascend910c": ("emulated", "emulated-ascend_mla-npu-ascend910c.json"),
+        "npu:ascend950": ("emulated", "emulated-ascend_mla-npu-ascend950.json"),
     },
     "mate_mla": {
         "musa:mp31": ("emulated", "emulated-mate_mla-musa-mp31.json"),

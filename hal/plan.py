@@ -32,12 +32,14 @@ class Planner:
         the first layer writes into it the later ones find (MATE's MLA: [workspace, is_initialised]).
     refresh(plan, device, *lengths, *params): makes the plan good again *in the same memory*, after lengths changed
         under a graph. Default: `make` again and copy its tensors, whose shapes must not have changed.
+    forget(plan): drops what captured calls left in the plan, before a batch is captured (again) and where that failed.
     """
 
-    __slots__ = ("make", "refresh")
+    __slots__ = ("forget", "make", "refresh")
 
-    def __init__(self, make: Callable[..., Any], refresh: Callable[..., None] | None = None) -> None:
-        self.make = make
+    def __init__(self, make: Callable[..., Any], refresh: Callable[..., None] | None = None,
+                 forget: Callable[[Any], None] | None = None) -> None:
+        self.make, self.forget = make, forget
         self.refresh = refresh or self._copy
 
     def __call__(self, device: torch.device, lengths: tuple[Any, ...], params: tuple[Hashable, ...] = ()) -> Any:

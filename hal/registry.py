@@ -85,7 +85,8 @@ def get(name: str) -> type[AttentionBackend]:
 def resolve(name: str) -> list[str]:
     """The backend names that a name or alias stands for, in order. Raises ValueError for an unknown one.
 
-    A backend's own name may be an alias too: "ascend" is `ascend`, and `ascend_mla` for a model with MLA.
+    A backend's own name may be an alias too: "ascend" is `ascend`, `ascend_mla` for a model with MLA, and
+    `ascend_310p` on that chip.
     """
     if name in names() or name in plugin_failures():
         get(name)

@@ -24,14 +24,15 @@ LACKS = {"ascend910a": ("bfloat16",), "ascend310p": ("bfloat16",)}
 
 # SGLang 0.5.23 forces "ascend" for everything (hardware_backend/npu/utils.py); vllm-ascend 182b75ea looks up one
 # class for dense and one for MLA (platform.py, get_attn_backend_cls). On ascend910a and ascend310p their op does not
-# exist: both backends keep their place for their reasons, and the portable floor serves. HAL's Triton kernels are no
-# backend here yet.
+# exist: both backends keep their place for their reasons, then 310P's own ops, then the portable floor. HAL's Triton
+# kernels are no backend here yet.
 _DENSE = ("ascend", "torch")
+_310P = ("ascend", "ascend_310p", "torch")
 _MLA = ("ascend_mla", "torch")
 
 
 def priority(arch: str | None, mla: bool, phase: str) -> tuple[str, ...]:
-    return _MLA if mla else _DENSE
+    return _MLA if mla else _310P if arch == "ascend310p" else _DENSE
 
 
 def probe(host: Host) -> Probe:

@@ -51,6 +51,7 @@ VD = "vllm_backends.json, doc_ast (not importable on the host)"
 VP = "vllm_backends.json, cuda_priorities"
 S2, S4, S5 = "sglang.md section 2", "sglang.md section 4", "sglang.md section 5"
 A3 = "ascend.md section 3"
+P310 = "vllm-ascend 182b75ea, _310p/attention/attention_v1.py"
 FIAD = "op-plugin 517f2e7d, documents of npu_fused_infer_attention_score and .._v2"
 SIG = "signatures.json"
 ROCM = "vllm/platforms/rocm.py, _get_backend_priorities"
@@ -407,7 +408,22 @@ NPU_ROWS = [
     Row("950 first", "npu:ascend950", {}, None, D, "ascend", None, f"{F}: ascend 950"),
     Row("910b prefill", "npu:ascend910b", {}, None, P, "ascend", None, f"{S5}: MHA prefill FIA"),
     Row("910a", "npu:ascend910a", FP16, NPU, D, "torch", ("ascend", "arch ascend910a"), f"{F}: ascend 910B, 910C, 310P, 950"),
-    Row("310p", "npu:ascend310p", FP16, NPU, D, "torch", ("ascend", "arch ascend310p"), f"{A3}: FIA tiling: Ascend310P is not supported"),
+    Row("310p", "npu:ascend310p", FP16, NPU, D, "ascend_310p", ("ascend", "arch ascend310p"), f"{A3}: FIA tiling: Ascend310P is not supported; {P310}"),
+    Row("310p prefill", "npu:ascend310p", FP16, NPU, P, "ascend_310p", None, P310),
+    Row("310p page 64", "npu:ascend310p", {**FP16, **page(64), **dim(256)}, NPU, D, "ascend_310p", None, f"{P310}: 128, 64; {A3}: bs 64 => D <= 256"),
+    Row("310p page 128 dim 256", "npu:ascend310p", {**FP16, **page(128), **dim(256)}, NPU, D, "torch", ("ascend_310p", "head_dim * page_size 32768"), f"{A3}: D * block_size <= 16384"),
+    Row("310p page 128", "npu:ascend310p", {**FP16, **page(128)}, NPU, D, "ascend_310p", None, f"{P310}: 128, 64"),
+    Row("310p none", "npu:ascend310p", FP16, NONE, D, "torch", ("ascend_310p", "package torch-npu"), f"{F}: entry points of torch_npu"),
+    Row("310p page 16", "npu:ascend310p", {**FP16, **page(16)}, NPU, D, "torch", ("ascend_310p", "page_size 16"), f"{P310}: 128, 64"),
+    Row("310p dim 80", "npu:ascend310p", {**FP16, **dim(80)}, NPU, D, "ascend_310p", None, f"{A3}: 310P: D % 16"),
+    Row("310p dim 40", "npu:ascend310p", {**FP16, **dim(40)}, NPU, D, "torch", ("ascend_310p", "head_dim 40"), f"{A3}: 310P: D % 16"),
+    Row("310p dim 16", "npu:ascend310p", {**FP16, **dim(16)}, NPU, D, "ascend_310p", None, f"{A3}: 310P: D % 16"),
+    Row("310p verify", "npu:ascend310p", {**FP16, "max_decode_query_len": 3}, NPU, D, "ascend_310p", None, f"{P310}: SpecDecoding is splitfuse"),
+    Row("310p window", "npu:ascend310p", {**FP16, "sliding_window": 9}, NPU, D, "torch", ("ascend_310p", "sliding_window 9"), f"{P310}: no window"),
+    Row("310p lse", "npu:ascend310p", {**FP16, "return_softmax_lse": True}, NPU, D, "torch", ("ascend_310p", "return_softmax_lse"), "ATB's ops have no LSE"),
+    Row("310p graph", "npu:ascend310p", {**FP16, "graph": True}, NPU, D, None, ("ascend_310p", "graph"), "nothing of 310P's ops is captured here yet"),
+    Row("910b not 310p", "npu:ascend910b", {}, NPU, D, None, ("ascend_310p", "arch ascend910b"), P310, "ascend_310p"),
+    Row("310p by ascend", "npu:ascend310p", FP16, NPU, D, "ascend_310p", None, "design.md section 4: an alias is resolved by platform", "ascend"),
     Row("910a bf16", "npu:ascend910a", {}, NPU, D, None, ("torch", "dtype bfloat16"), BF16),
     Row("310p bf16", "npu:ascend310p", {}, NPU, P, None, ("torch", "dtype bfloat16"), BF16),
     Row("310p mla bf16", "npu:ascend310p", MLA, NPU, D, None, ("ascend_mla", "arch ascend310p"), BF16),

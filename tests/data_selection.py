@@ -31,7 +31,7 @@ CHOICES: dict[str, tuple[str, int, str | None, tuple[str, str]]] = {
                                    "sm100, sm103, sm110, sm120, sm121)")),
     "rocm:gfx90a": ("rocm_attn", 16, "vllm", ("aiter_unified", "arch gfx90a is not supported (aiter_unified: gfx942, "
                                                                "gfx950, gfx1100, gfx1201)")),
-    "npu:ascend310p": ("torch", 16, None,  # with float16: see NO_BFLOAT16
+    "npu:ascend310p": ("ascend_310p", 128, "torch-npu",  # with float16: see NO_BFLOAT16
                        ("ascend", "arch ascend310p is not supported (ascend: ascend910b, ascend910c, ascend950)")),
     "musa:mp22": ("torch", 16, None, ("mate", "arch mp22 is not supported (mate: mp31)")),
     # HAL's own C++ kernels, declared but not built: only a CPU that is named, not this machine's, is told so.
@@ -118,6 +118,12 @@ REASONS: list[tuple[str, str, dict[str, Any], str]] = [
      "num_heads per KV head 65 is not supported (ascend: up to 64)"),
     ("npu:ascend910b", "ascend", {"num_heads": 257, "num_kv_heads": 257, "head_dim": 64},
      "num_heads 257 is not supported (ascend: up to 256)"),
+    ("npu:ascend310p", "ascend_310p", {"dtype": "float16", "page_size": 128, "head_dim": 256},
+     "head_dim * page_size 32768 is not supported (ascend_310p: up to 16384)"),
+    ("npu:ascend310p", "ascend_310p", {"dtype": "float16", "head_dim": 512},
+     "head_dim 512 is not supported (ascend_310p: multiples of 16 from 16 to 256)"),
+    ("npu:ascend310p", "ascend_310p", {"dtype": "float16", "sliding_window": 9},
+     "sliding_window 9 is not supported (ascend_310p: none, vllm-ascend 182b75ea hands 310P's ops nothing of it)"),
     ("npu:ascend310p", "ascend", {"dtype": "float16"},
      "arch ascend310p has no npu_fused_infer_attention_score but ops and a cache layout of its own (ascend: "
      "ascend910b, ascend910c, ascend950)"),

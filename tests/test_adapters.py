@@ -404,6 +404,11 @@ def test_ascend_packed_keys_are_cumulative(bind: Any) -> None:
     ({"max_seqlen_q": 0}, "max_seqlen_q 0"),
     ({"sinks": torch.ones(H)}, "sinks .*without sinks in the config"),
     ({"out": torch.zeros(B, 1, H, D - 1)}, "out torch.float32"),
+    ({"v_cache": torch.zeros(1, 128, HKV, D)}, r"v_cache of 1 pages beside k_cache of \d+ .*ascend: as many"),
+    ({"cache_seqlens": ints(262145, 1), "page_table": torch.zeros(2, 2049, dtype=torch.int32)},
+     "keys of a sequence with one query 262145 .*ascend: up to 262144"),
+    ({"cache_seqlens": ints()}, r"cache_seqlens of 0 .*ascend: 2"),
+    ({"cp_world_size": 2, "cp_tot_seqused_k": ints(9)}, r"cp_tot_seqused_k of 1 .*ascend: 2"),
     ({"cp_world_size": 2, "cp_rank": 2, "cp_tot_seqused_k": ints(9, 9)}, "cp_rank 2 .*0 to 1"),
     ({"cp_world_size": 2, "cp_tot_seqused_k": ints(9, 9), "window_size": (3, 0)}, r"window_size \(3, -1\)"),
 ])
@@ -411,6 +416,19 @@ def test_ascend_refuses(bind: Any, change: dict[str, Any], match: str) -> None:
     bound, recorder = bind("ascend")
     with pytest.raises(ValueError, match=match):
         run(bound, "flash_attn_with_kvcache", kvcache_call("ascend", **change))
+    assert recorder.calls == []
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    ({"max_seqlen_q": 2}, "max_seqlen_q 2 .*at least 3"), ({"max_seqlen_k": 2}, "max_seqlen_k 2 .*at least 3"),
+    ({"cu_seqlens_k": ints(0, 2, 4)}, r"cu_seqlens_k \[0, 2, 4\].*0 to 5"),
+    ({"cu_seqlens_k": ints(0, 5)}, "cu_seqlens_k of 1 sequences .*: 2"),
+    ({"seqused_k": ints(1, 2)}, "seqused_k .*without page_table"),
+])
+def test_ascend_varlen_refuses(bind: Any, change: dict[str, Any], match: str) -> None:
+    bound, recorder = bind("ascend")
+    with pytest.raises(ValueError, match=match):
+        run(bound, "flash_attn_varlen_func", varlen_call("ascend", **change))
     assert recorder.calls == []
 
 

@@ -355,6 +355,18 @@ def test_extract_reads_signatures() -> None:
     library = b"\x00npu_op.out(Tensor q) -> ()\x00my_npu_op(int a) -> ()\x00npu_op(Tensor q, *, int n=0) -> Tensor\x00"
     assert extract.from_library(library, "npu_op", "x.so") == "npu::npu_op(Tensor q, *, int n=0) -> Tensor"
     assert extract.from_library(library, "npu_none", "x.so") is None
+    assert extract.from_library(b"\x00npu_op.out(Tensor q) -> Tensor\x00", "npu_op.out", "x.so") == (
+        "npu::npu_op.out(Tensor q) -> Tensor")
+    header = ("NPU_API void _npu_op(const at::Tensor&query, int64_t num_heads, const double scale_value, "
+              "at::Tensor &out, const c10::optional<at::Tensor>&workspace);\n"
+              "NPU_API at::Tensor _npu_op_v2(const at::Tensor&query);")
+    assert extract.from_header(header, "_npu_op", "x.h") == (
+        "atb::_npu_op(Tensor query, int num_heads, float scale_value, Tensor out, Tensor? workspace=None) -> ()")
+    assert extract.from_header(header, "_npu_none", "x.h") is None
+    with pytest.raises(extract.NotRead, match="'Odd x' of f is of no kind"):
+        extract.from_header("void f(Odd x);", "f", "x.h")
+    with pytest.raises(extract.NotRead, match="2 prototypes"):
+        extract.from_header("void f(bool x); void f(bool x, bool y);", "f", "x.h")
 
 
 def test_extract_writes_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -428,6 +428,8 @@ def test_an_adapter_with_its_vendor_on_two_devices(devices: Devices) -> None:
 def test_an_adapter_that_reads_lengths_on_the_host_is_caught(devices: Devices) -> None:
     name = "torch_npu.npu_fused_infer_attention_score"
     vendor = Vendor("torch-npu", "2.13.0", {name: lambda a: (a.query.new_zeros(a.query.shape), a.query[:0])})
+    vendor.modules["torch_npu"].npu = types.SimpleNamespace(  # type: ignore[attr-defined]
+        is_current_stream_capturing=lambda: False)
     backend = registry.get("ascend")
     with vendor.installed():
         bound = backend.bind(AttentionConfig(num_heads=4, num_kv_heads=2), Platform("npu", "ascend910b", "npu:0"),

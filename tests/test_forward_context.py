@@ -238,6 +238,36 @@ def check_host_once(lab: Lab) -> None:
         assert [s.operation for s in devices.syncs if s.direction == "to host"] == ["tolist"] * 4
 
 
+def check_host_together(lab: Lab) -> None:
+    """One wait brings all lengths: those asked for, whatever their dtype, and the context's others."""
+    with Devices("npu:0") as devices:
+        lens, cu = (torch.tensor(x, dtype=torch.int32, device="npu:0") for x in ([3, 5], [0, 1, 4]))
+        slots = torch.tensor([7, -1, 9], device="npu:0")
+        assert lab.context.hosts(cu, lens) == ((0, 1, 4), (3, 5))
+        with lab.forward_context(cache_seqlens=lens, cu_seqlens_q=cu, page_table=lens[:, None]):
+            assert lab.context.hosts(slots) == ((7, -1, 9),)
+            assert lab.context.hosts(cu, slots, lens) == ((0, 1, 4), (7, -1, 9), (3, 5))
+        assert [s.operation for s in devices.syncs if s.direction == "to host"] == ["tolist"] * 2
+
+
+def check_host_slots(lab: Lab) -> None:
+    """Slot mappings that the context was given come with the lengths, stay over an update, and may be on the host."""
+    with Devices("npu:0") as devices:
+        lens = torch.tensor([3, 5], dtype=torch.int32, device="npu:0")
+        one, two = torch.tensor([7, -1, 9], device="npu:0"), torch.tensor([1, 2, 3], device="npu:0")
+        with lab.forward_context(cache_seqlens=lens, slot_mapping=[one, two]) as step:
+            for _ in range(2):
+                assert lab.context.host(two) == (1, 2, 3)
+                assert lab.context.hosts(one, lens) == ((7, -1, 9), (3, 5))
+                step.update()
+            step.update(slot_mapping=two)
+            assert lab.context.hosts(two, lens) == ((1, 2, 3), (3, 5))
+            step.update(cache_seqlens_cpu=[3, 5], slot_mapping_cpu=[1, 2, 3])
+            assert lab.context.hosts(two, lens) == ((1, 2, 3), (3, 5))
+            assert lab.context.host(one) == (7, -1, 9)
+        assert [s.operation for s in devices.syncs if s.direction == "to host"] == ["tolist"] * 4
+
+
 def check_host_given(lab: Lab) -> None:
     """Copies the engine passes are used, even where two names share one tensor; they go with their epoch."""
     lens = ints(3, 5)
@@ -277,8 +307,10 @@ MUTANTS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "no memory": ("no_memory", ((" or -id(length)", ""),)),
     "restore": ("nesting", (("            STATE.current = outer\n", "            STATE.current = None\n"),)),
     "host memo": ("host_once", (("if key not in self.hosts}\n        if missing:", "}\n        if missing:"),)),
-    "host copies given": ("host_given", (("self.hosts = {identity(self.tensors[name]): copy for name, copy in "
-                                          "self.copies.items()}", "self.hosts = {}"),)),
+    "host copies apart": ("host_together", (("if len(lengths) < 2 or", "if len(lengths) > 0 or"),)),
+    "host copies of others": ("host_together", (("missing |= {key: tensor for", "missing | {key: tensor for"),)),
+    "host copies given": ("host_given", (("                          for name, copy in self.copies.items()}",
+                                          "                          for name, copy in ()}"),)),
 }
 
 
@@ -358,6 +390,11 @@ LENS, CU, TABLE = ints(3, 5), ints(0, 1, 2), torch.zeros(2, 4, dtype=torch.int32
     ({"cache_seqlens": LENS, "cu_seqlens_q": CU.to("meta")}, ValueError, "cu_seqlens_q: got a tensor on meta, "),
     ({"max_seqlen_q": -1}, ValueError, "max_seqlen_q: got -1, expected a whole number"),
     ({"max_seqlen_k": 3.0}, ValueError, "max_seqlen_k: got 3.0, expected a whole number"),
+    ({"slot_mapping": LENS}, ValueError, "slot_mapping: got torch.int32.* expected an int64 tensor of 1 dim"),
+    ({"slot_mapping": [LENS.long(), 3]}, ValueError, "slot_mapping: got 3, expected an int64 tensor of 1 dim"),
+    ({"slot_mapping_cpu": [3]}, ValueError, r"slot_mapping_cpu: got \[1\] values, expected \[\], as slot_mapping"),
+    ({"slot_mapping": LENS.long(), "slot_mapping_cpu": [3]}, ValueError, r"_cpu: got \[1\] values, expected \[2\]"),
+    ({"slot_mapping": LENS.long(), "slot_mapping_cpu": 3}, ValueError, "_cpu: got 3, expected a list of int"),
     ({"cache_seqlens_cpu": [3, 5]}, ValueError, "cache_seqlens_cpu: got a copy, expected cache_seqlens beside it"),
     ({"cache_seqlens": LENS, "cache_seqlens_cpu": [3]}, ValueError, "cache_seqlens_cpu: got 1 values, expected 2"),
     ({"cu_seqlens_q": CU, "cu_seqlens_q_cpu": [1, 2]}, ValueError, "cu_seqlens_q_cpu: got 2 values, expected 3"),
@@ -380,6 +417,7 @@ def test_bad_input(given: dict[str, Any], error: type[Exception], text: str) -> 
     ({"cu_seqlens_k": ints(0, 3, 2)}, "cu_seqlens_k: got -1, expected lengths >= 0"),
     ({"cu_seqlens_q": ints(0, 3), "max_seqlen_q": 2}, "max_seqlen_q: got 2, expected at least 3, the longest of"),
     ({"cache_seqlens": LENS, "max_seqlen_k": 4}, "max_seqlen_k: got 4, expected at least 5"),
+    ({"slot_mapping": LENS.long(), "slot_mapping_cpu": [3, 4]}, r"slot_mapping_cpu: got \(3, 4\), expected \(3, 5\)"),
     ({"cache_seqlens": LENS, "cache_seqlens_cpu": [3, 4]}, r"cache_seqlens_cpu: got \(3, 4\), expected \(3, 5\)"),
     ({"cache_seqlens": LENS, "cache_seqlens_cpu": [3, 5.0]}, r"cache_seqlens_cpu: got \[5.0\], expected whole numbers"),
 ])

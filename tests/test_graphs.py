@@ -499,6 +499,27 @@ def test_padding_rows_name_the_page_given(use: Callable[..., Any]) -> None:
     assert batch.page_table.tolist() == [[0] * 3] * 2 + [[31] * 3] * 2
 
 
+class NoSkipping(Uniform):
+    name = "toy_no_skipping"
+    graph_skips_slots = False
+
+
+def test_tokens_that_are_not_written_have_a_slot_each_where_the_kernel_needs_one(use: Callable[..., Any]) -> None:
+    attn = use(NoSkipping)
+    with pytest.raises(ValueError, match=r"max_tokens 12 is not supported \(toy_no_skipping: up to 8, what padding_p"):
+        attn.graph_state(4, 12, 3, padding_page=5, padding_pages=2)
+    state = attn.graph_state(4, 12, 3, padding_page=5, padding_pages=3)
+    first = 5 * attn.decision.page_size
+    batch = state.prepare_capture(3, 3)
+    assert batch.slot_mapping.tolist() == list(range(first, first + 9))
+    state.prepare_replay(3, 3, cache_seqlens=LENS, page_table=TABLE, slot_mapping=torch.tensor([7, -1, 9, -1, 0]))
+    assert batch.slot_mapping.tolist() == [7, first + 1, 9, first + 3, 0, *range(first + 5, first + 9)]
+    with batch.capture():
+        pass
+    state.prepare_replay(3, 3, cache_seqlens=LENS, page_table=TABLE)
+    assert batch.slot_mapping.tolist() == list(range(first, first + 9))
+
+
 @pytest.mark.parametrize(("given", "text"), [
     ({"batch": 3}, "batch: got 3 with query_len 1, expected one of prepare_capture: 2 with 1"),
     ({"cache_seqlens": torch.ones(3, dtype=torch.int32)}, "cache_seqlens: got 3 sequences, expected up to 2, the"),
@@ -539,7 +560,7 @@ def test_contents_are_checked_when_asked_for(use: Callable[..., Any], given: dic
 
 @pytest.mark.parametrize(("sizes", "text"), [
     ((0, 1, 1), "max_batch: got 0"), ((1, True, 1), "max_tokens: got True"), ((1, 1, -2), "max_pages: got -2"),
-    ((1, 1, 1, -1), "padding_page: got -1"),
+    ((1, 1, 1, -1), "padding_page: got -1"), ((1, 1, 1, 0, 0), "padding_pages: got 0"),
 ])
 def test_bad_sizes(use: Callable[..., Any], sizes: tuple[Any, ...], text: str) -> None:
     with pytest.raises(ValueError, match=text):

@@ -138,7 +138,8 @@ def test_a_backend_that_is_none(tmp_path: Path) -> None:
     assert found.why == "nobody is no backend of HAL"
 
 
-EMULATED = {"emulator": "tests/emulators/common.py", "command": "pytest tests/test_x.py"}
+EMULATED: dict[str, Any] = {"emulator": "tests/emulators/common.py", "command": "pytest tests/test_x.py",
+            "emulator_files": record.emulator_files(ROOT, "tests/emulators/common.py")}
 
 
 def test_an_emulated_record(tmp_path: Path) -> None:
@@ -146,11 +147,32 @@ def test_an_emulated_record(tmp_path: Path) -> None:
     assert read(tmp_path, lambda r, b: r.update(EMULATED), name) == CI.Claim("torch", "cpu:aarch64", "emulated", name)
     for change, why in (({"emulator": "tests/emulators/none.py"}, "expected a file of the repository"),
                         ({"emulator": None}, "expected a file of the repository"),
-                        ({"command": None}, "does not say which command")):
+                        ({"command": None}, "does not say which command"),
+                        ({"emulator_files": None}, "made by another emulator than is here: tests/emulators/common.py"),
+                        ({"emulator_files": {**EMULATED["emulator_files"], "tests/emulators/common.py": "0" * 64}},
+                         "made by another emulator than is here: tests/emulators/common.py changed"),
+                        ({"emulator_files": {**EMULATED["emulator_files"], "tests/emulators/gone.py": "0" * 64}},
+                         "tests/emulators/gone.py changed")):
         found = read(tmp_path, lambda r, b, c=change: r.update(EMULATED | c), name)
         assert why in found.why
     found = read(tmp_path, lambda r, b: r.update(EMULATED, mode="quick"), name)
     assert found.renew == "pytest tests/test_x.py"
+
+
+def test_an_emulators_files(tmp_path: Path) -> None:
+    """Its file and what it imports of its folder, however that is spelled; nothing else."""
+    folder = tmp_path / "tests" / "fake"
+    folder.mkdir(parents=True)
+    texts = {"main": "import os, fake.one\ndef f():\n    from fake import two, nobody\n",
+             "one": "from .three import x\n", "two": "from fake.one import y\nfrom fakes.four import z\n",
+             "three": "x = 1\n", "four": "", "os": ""}
+    for name, text in texts.items():
+        (folder / f"{name}.py").write_text(text)
+    found = record.emulator_files(tmp_path, "tests/fake/main.py")
+    assert list(found) == [f"tests/fake/{name}.py" for name in ("main", "one", "three", "two")]
+    (folder / "three.py").write_text("x = 2\n")
+    after = record.emulator_files(tmp_path, "tests/fake/main.py")
+    assert [name for name in found if after[name] != found[name]] == ["tests/fake/three.py"]
 
 
 def test_a_compiled_record_needs_no_mode(tmp_path: Path) -> None:

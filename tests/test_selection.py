@@ -99,7 +99,9 @@ def test_a_dtype_that_the_chip_has_not_is_refused_for_every_backend(device: str)
     [torch] = hal.explain(AttentionConfig(), device, "torch").candidates
     assert torch.reasons == (reason,)
     # The way out stands in the error.
-    hint = "dtype bfloat16 excluded torch (float16, float32); dtype float16 would serve prefill and decode with torch"
+    excluded, chosen = ("ascend_310p (float16), torch", "ascend_310p") if "310p" in device else ("torch", "torch")
+    hint = (f"dtype bfloat16 excluded {excluded} (float16, float32); dtype float16 would serve prefill and decode with "
+            f"{chosen}")
     assert [hint.text for hint in decision.hints] == [hint]
     assert hint in " ".join(str(NoBackendError({"all": decision}, "auto")).split())
     assert hal.explain(AttentionConfig(dtype="float16"), device).complete
@@ -252,7 +254,7 @@ def test_a_name_for_dense_and_mla(name: str, device: str, dense: str | None, mla
 
 
 def test_a_backends_own_name_is_no_alias_of_it() -> None:
-    assert registry.resolve("ascend") == ["ascend", "ascend_mla"]
+    assert registry.resolve("ascend") == ["ascend", "ascend_mla", "ascend_310p"]
     assert registry.aliases_of("ascend") == []
     assert registry.aliases_of("ascend_mla") == ["ascend"]
     with pytest.raises(ValueError, match="'ascend' is taken"):

@@ -4,7 +4,8 @@
 
 What to read is in sources.json: per package its releases (a wheel that pip downloads, or a tag or commit of the git
 checkout given with --git), and per function the files that may define it, the first that does being taken. Sources
-are parsed, never imported: `ast` for .py and .pyi; the op schemas that a compiled library carries as text for .so.
+are parsed, never imported: `ast` for .py and .pyi; the op schemas that a compiled library carries as text for .so;
+the prototypes of a C++ header for .h.
 
 One JSON file a package: `releases` says where each came from; `functions` holds every distinct signature once, with
 the releases that have it, so a change between two releases is two entries. A parameter is [name, kind] or [name, kind,
@@ -130,6 +131,26 @@ def from_library(content: bytes, name: str, path: str) -> str | None:
     return f"npu::{found.pop().decode()}" if found else None
 
 
+def from_header(text: str, name: str, path: str) -> str | None:
+    """The op schema behind a C++ prototype, as far as it tells: what is optional there has None for a default here; of
+    defaults it knows nothing more."""
+    found = set(re.findall(rf"\b\w[\w:&]* {re.escape(name)}\(([^)]*)\);", text))
+    if len(found) > 1:
+        raise NotRead(f"{path} has {len(found)} prototypes of {name}: say which one counts")
+    if not found:
+        return None
+    kinds = {"at::Tensor": "Tensor", "int64_t": "int", "double": "float", "bool": "bool"}
+    parameters = []
+    for text in found.pop().split(","):
+        kind, _, parameter = re.sub(r"\bconst\b|&", " ", text).strip().rpartition(" ")
+        optional = re.fullmatch(r"(?:c10|std)::optional<\s*(.*?)\s*>", kind.strip())
+        kind = kinds.get(optional.group(1) if optional else kind.strip(), "")
+        if not kind:
+            raise NotRead(f"{path}: {text.strip()!r} of {name} is of no kind that is known here ({', '.join(kinds)})")
+        parameters.append(f"{kind}? {parameter}=None" if optional else f"{kind} {parameter}")
+    return f"atb::{name}({', '.join(parameters)}) -> ()"
+
+
 def one_function(reader: Reader, dotted: str, files: list[str]) -> tuple[str, dict[str, Any]] | None:
     """(file, {"signatures": ...} or {"schema": ...}), None where no file of the release defines it."""
     for path in files:
@@ -138,6 +159,11 @@ def one_function(reader: Reader, dotted: str, files: list[str]) -> tuple[str, di
             continue
         if path.endswith(".so"):
             schema = from_library(content, dotted.partition(".")[2], path)  # with its overload: "op.out"
+            if schema is not None:
+                return path, {"schema": schema}
+            continue
+        if path.endswith(".h"):
+            schema = from_header(content.decode(), dotted.partition(".")[2], path)
             if schema is not None:
                 return path, {"schema": schema}
             continue
@@ -173,7 +199,8 @@ def extract(package: str, source: dict[str, Any], checkouts: dict[str, Path], fo
                 functions[dotted].append({"releases": [release], **found[1]})
             else:
                 entry["releases"].append(release)
-        how = "op schemas among the library's strings" if any(f.endswith(".so") for f in files) else "ast"
+        ways = {".so": "op schemas among the library's strings", ".h": "prototypes of a C++ header"}
+        how = ", ".join(text for end, text in ways.items() if any(f.endswith(end) for f in files)) or "ast"
         releases[release] = {"from": origin, "files": sorted(files), "how": how}
     empty = [dotted for dotted, entries in functions.items() if not entries]
     if empty:

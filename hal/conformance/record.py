@@ -173,6 +173,31 @@ def _imports(module: str, path: Path) -> list[str]:
             if name == "hal.kv_cache" or f"{name}.".startswith(("hal.backends.", "hal.kernels."))]
 
 
+def emulator_files(root: Path, emulator: str) -> dict[str, str]:
+    """File, relative to root -> SHA-256 of its text: the emulator that a record was made with.
+
+    Its file, and the modules of that folder which it imports, wherever in the text, and so on.
+    """
+    found: dict[str, str] = {}
+    todo = [root / emulator]
+    while todo:
+        path = todo.pop()
+        key, text = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+        if key in found:
+            continue
+        found[key] = hashlib.sha256(text.encode()).hexdigest()
+        for node in ast.walk(ast.parse(text)):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), path.parent.name)
+                names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            inside = [name.split(".")[1] for name in names if name.startswith(f"{path.parent.name}.")]
+            todo += [file for name in inside if (file := path.with_name(f"{name}.py")).is_file()]
+    return dict(sorted(found.items()))
+
+
 def record(device: Platform, backends: dict[str, dict[str, Any]], mode: str, seed: int, driver: str,
            seconds: float, source: str | None = None) -> dict[str, Any]:
     """The JSON of `hal verify --json` (design.md section 5), and what evidence needs beside it.

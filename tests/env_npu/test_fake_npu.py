@@ -92,6 +92,8 @@ def test_hal_finds_the_devices(soc: str, arch: str) -> None:
     assert row["found"] is True
     assert [device["arch"] for device in row["devices"]] == [arch, arch]
     assert {device["name"] for device in row["devices"]} == {fake_npu.SOCS[soc]}
+    if soc in ("910b4", "910_9362"):
+        return  # as the other of its generation
     # What the generation has not is refused with the reason, before anything is imported for it.
     code = ("import hal; from hal.decision import NoBackendError\n"
             "def ask(**c):\n"

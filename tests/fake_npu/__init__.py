@@ -11,7 +11,8 @@ from the same (fused_infer_rules.py), plain torch operators from CPU torch (aten
 
 Not the chip: agreement says that a call means what the documents say, nothing about the hardware's numerics or speed.
 Memory that nobody wrote is NaN, tensors of another device or of the host are refused, and an operator without an answer
-raises. Work runs at once, in the order of the calls, so a missing synchronisation between streams goes unnoticed.
+raises. Work runs at once, in the order of the calls, unless its stream waits for an event: a missing synchronisation
+between streams shows only where a test holds one of them back so.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ SOCS = {
 TRAPS = {
     "uniform_average": "vllm-ascend#13699: TND, sparse_mode 0 and no atten_mask gives the plain average of V",
     "mask_ends_at_512": "vllm-ascend#15503: paged, one query token, sparse_mode 0: atten_mask is ignored past key 512",
+    "band_keeps_empty_rows": "V1, inner_precise, names sparse_mode 3 alone as one whose rows without keys are repaired "
+                             "unasked: in modes 2 and 4 they are the plain average of V",
+    "small_pages": "sglang#38196, of other operators: pages under 128 tokens are not told apart",
 }
 
 

@@ -103,6 +103,8 @@ def _keys(a: SimpleNamespace, layout: str, b: int, heads: int) -> tuple[Tensor, 
     if a.block_table is not None:  # lengths are each sequence's own here, also with TND queries
         length = lengths[0] if len(lengths) == 1 else lengths[b]
         pages = a.block_table[b, :-(-length // a.block_size)]
+        if a.block_size < 128 and "small_pages" in _traps():
+            pages = pages[:1].expand_as(pages)
 
         def read(cache: Tensor) -> Tensor:
             return from_pages(cache, pages, length, heads)
@@ -135,13 +137,16 @@ def attend(a: SimpleNamespace, query: Tensor, key: Tensor, value: Tensor, b: int
     weights = (scores - top).exp()
     total = weights.sum(-1, keepdim=True)
     if sink is not None:
+        # V2 has the sink in the denominator and says nothing of the LSE: the log of that denominator, as it is.
         total = total + (sink.float()[:, None, None] - top).exp()
     out = torch.einsum("hqk,khd->qhd", weights / total, value)
     lse = (top + total.log())[..., 0]
     # A row that sees no key: repaired where asked for (inner_precise 2, 3) or where the mode alone tells; otherwise its
-    # scores are all alike, and the result is the plain average of V (v1 page, inner_precise).
+    # scores are all alike, and the result is the plain average of V (v1 page, inner_precise). The page's example of
+    # such a mode is 3; of 2 and 4 nothing is said, hence the trap.
     nothing = hidden.all(-1)
-    if a.inner_precise in (2, 3) or a.sparse_mode in (2, 3, 4):
+    telling = (3,) if "band_keeps_empty_rows" in _traps() else (2, 3, 4)
+    if a.inner_precise in (2, 3) or a.sparse_mode in telling:
         out[nothing] = 0
         lse[:, nothing] = math.inf
     return out, lse
@@ -153,7 +158,8 @@ def _hidden(a: SimpleNamespace, rows: int, columns: int, b: int, packed: bool) -
     none = torch.zeros(rows, columns, dtype=torch.bool)
     mode, mask = a.sparse_mode, a.atten_mask
     # "Q_S = 1 without rope: sparse_mode, pre_tokens and next_tokens have no effect." The page speaks of Q_S, which TND
-    # has not; vllm-ascend relies on mode 4 for windows in TND decode, so it has an effect there.
+    # has not; vllm-ascend relies on mode 4 for windows in TND decode, so it has an effect there. TILING agrees:
+    # GetLegacyIfaFlag, which drops the mode for one query, asks for BSH, BSND or BNSD with S 1.
     alone = not packed and rows == 1 and a.query_rope is None
     if alone and mode in (2, 3, 4):
         return none
@@ -177,6 +183,7 @@ def _hidden(a: SimpleNamespace, rows: int, columns: int, b: int, packed: bool) -
     near = distance.clamp(-2047, 2047)
     hidden = torch.where(distance.abs() > 2047, distance > 0, square[(-near).clamp(min=0), near.clamp(min=0)])
     if mode == 4:
+        # The current token is not among the "previous": npu_fusion_attention.md masks tril(diagonal -pre_tockens - 1).
         hidden = hidden | (j < i + offset - a.pre_tokens)
     return hidden
 

@@ -174,7 +174,7 @@ def _block_table(a: SimpleNamespace) -> str | None:
     table = a.block_table
     if table.dtype != torch.int32 or table.dim() != 2:
         return f"block_table is {table.dtype} of {table.dim()} dimensions, int32 of 2 is expected"
-    if table.shape[0] < a.batch:
+    if table.shape[0] != a.batch:
         return f"block_table has {table.shape[0]} rows, the batch is {a.batch}"
     if a.block_size and table.shape[1] * a.block_size < max(a.actual_seq_lengths_kv[:a.batch]):
         return (f"block_table has {table.shape[1]} columns of {a.block_size} tokens, actual_seq_lengths_kv goes to "
@@ -198,6 +198,8 @@ def _block_size(a: SimpleNamespace) -> str | None:
 def _cache(a: SimpleNamespace) -> str | None:
     if not a.paged:
         return None
+    if a.k.shape[0] != a.v.shape[0]:
+        return f"key has {a.k.shape[0]} blocks, value {a.v.shape[0]}: as many of each are expected"
     for name, x in (("key", a.k), ("value", a.v)):
         shape = tuple(x.shape)
         if x.dim() == 3:
@@ -299,8 +301,8 @@ RULES = (
     Rule(TILING, _if(lambda a: a.input_layout == "TND_NTD" and not a.latent, lambda a:
                      "input_layout TND_NTD is for queryD 512"), "V1, TND"),
     Rule(TILING, _block_size, "V1, PageAttention, TND (16, at most 1024) and MLA; text: sglang#25169, 561002"),
-    Rule(PARAM_INVALID, _block_table, "V1, PageAttention; fewer rows than B: #8523, #8512"),
-    Rule(TILING, _cache, "V1, V2, PageAttention and TND"),
+    Rule(PARAM_INVALID, _block_table, "V1, PageAttention; as many rows as B: V2, TILING; fewer: #8523, #8512"),
+    Rule(TILING, _cache, "V1, V2, PageAttention and TND; as many blocks of key and value: TILING"),
     Rule(TILING, _mask, "V1, V2, atten_mask and sparse_mode; 2-D on 950: TILING"),
     Rule(PARAM_INVALID, _sink, "V2, learnable_sink"),
     Rule(TILING, _if(lambda a: not 0 <= a.inner_precise <= 3, lambda a: f"inner_precise {a.inner_precise}: 0 to 3"), "V1, inner_precise"),

@@ -16,6 +16,7 @@ from fake_npu.decode import FRACTAL_NZ
 from fake_npu.refusal import PARAM_INVALID, TILING, Rule, check
 
 NORM = (None, "", "Norm")
+NOBODYS = 77  # what a slot holds that several tokens were written to
 
 
 def _mode(a: SimpleNamespace) -> str | None:
@@ -80,11 +81,16 @@ def _scatter(a: SimpleNamespace) -> None:
         if slots.numel() and not (-total <= int(slots.min()) and int(slots.max()) < total):
             raise IndexError(f"aicore exception: slot_mapping from {int(slots.min())} to {int(slots.max())}, the cache "
                              f"has {total} slots")
+        # "slot_mapping's values do not repeat; where they do, correctness is not guaranteed": nobody's token is there.
+        values, counts = slots.unique(return_counts=True)
+        twice = values[counts > 1] % total
         slots = slots % total  # a padding slot of -1 is the last one: it is overwritten
         if a.cache_mode in NORM:
             cache.view(-1, *cache.shape[2:])[slots] = x
+            cache.view(-1, *cache.shape[2:])[twice] = NOBODYS
         else:
             cache[slots // size, :, slots % size] = x.reshape(x.shape[0], cache.shape[1], cache.shape[3])
+            cache[twice // size, :, twice % size] = NOBODYS
 
 
 def _tokens(cache: Tensor, nz: bool) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from unittest import mock
 
 import hal.backends
 from hal import registry
@@ -40,21 +39,22 @@ def altered(changed: Trees) -> Iterator[None]:
     names = [f"hal.backends.{file}" for file in FILES]
     for name in names:
         importlib.import_module(name)
-    before = {file: getattr(hal.backends, file) for file in FILES}
-    with mock.patch.dict(sys.modules):
-        for name in names:
-            del sys.modules[name]
-        try:
-            for file, name in zip(FILES, names):
-                if file in changed:
-                    module = sys.modules[name] = ModuleType(name)
-                    exec(compile(changed[file], f"{file}.py (changed)", "exec", dont_inherit=True), module.__dict__)
-                    setattr(hal.backends, file, module)
-                else:
-                    importlib.import_module(name)
-            registry._load.cache_clear()
-            yield
-        finally:
-            for file, module in before.items():
+    before = {name: sys.modules[name] for name in names}
+    for name in names:
+        del sys.modules[name]
+    try:
+        for file, name in zip(FILES, names):
+            if file in changed:
+                module = sys.modules[name] = ModuleType(name)
+                exec(compile(changed[file], f"{file}.py (changed)", "exec", dont_inherit=True), module.__dict__)
                 setattr(hal.backends, file, module)
-            registry._load.cache_clear()
+            else:
+                importlib.import_module(name)
+        registry._load.cache_clear()
+        yield
+    finally:
+        # No other module may leave sys.modules: some of torch's can't be imported twice.
+        for file, name in zip(FILES, names):
+            sys.modules[name] = before[name]
+            setattr(hal.backends, file, before[name])
+        registry._load.cache_clear()

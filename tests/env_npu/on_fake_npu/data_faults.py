@@ -32,7 +32,7 @@ FAULTS = (
     Fault("window also to the right", (("ascend_fused", '"next_tokens": 0 if causal else', '"next_tokens": UNBOUNDED if causal else'),), "dense sliding_window: extend bfloat16 8/2x128 sliding_window=9"),
     Fault("heads unpadded", (("ascend_mla", "missing = padded(heads) - heads", "missing = 0"),), "mla heads: decode bfloat16 7/1x576-512 mla", "ascend_mla"),
     Fault("rope and latent of the query swapped", (("ascend_mla", "for x in (q, qv))", "for x in (qv, q))"),), _LATENT, "ascend_mla"),
-    Fault("rope and latent cache swapped", (("ascend_mla", 'rope, latent = pages(', 'latent, rope = pages('),), _LATENT, "ascend_mla"),
+    Fault("rope and latent cache swapped", (("ascend_mla", 'rope, latent = both(', 'latent, rope = both('),), _LATENT, "ascend_mla"),
     Fault("LSE transposed", (("ascend_fused", "softmax_lse.squeeze(-1).transpose(0, 1)", "softmax_lse.squeeze(-1)"),), "dense return_softmax_lse: extend bfloat16 8/2x128 return_softmax_lse"),
     Fault("infinity of empty rows kept", (("ascend_fused", "torch.where(softmax_lse == infinity, -infinity, softmax_lse)", "softmax_lse"),), "dense empty rows: extend bfloat16 8/2x128 return_softmax_lse"),
     Fault("sink of empty rows forgotten", (("ascend", "if lse and sinks is not None:", "if lse and sinks is None:"),), "dense empty rows: decode bfloat16 8/2x128 sinks return_softmax_lse"),
@@ -44,5 +44,5 @@ FAULTS = (
     Fault("a rank sees as many as rank 0", (("ascend_plans", "(last - how.rank) // how.world + 1", "last // how.world + 1"),), "dense context_parallel: extend bfloat16 8/2x128 context_parallel=2 rank1"),
     Fault("queries of a rank not put back", (("ascend", "out = out.index_select(0, step.back)", "pass"),), "dense context_parallel: extend bfloat16 8/2x128 context_parallel=2 rank0"),
     Fault("unpaged keys taken as packed", (("ascend_plans", "if any(row.keys != width for row in rows) or len(rows) != batch:", "if False:"),), "dense calls: extend bfloat16 8/2x128 unpaged"),
-    Fault("MLA's queries see what comes after", (("ascend_mla", "Ascend.max_decode_query_len if causal else 1)", "Ascend.max_decode_query_len)"),), "mla non_causal: extend bfloat16 16/1x576-512 mla non_causal", "ascend_mla"),
+    Fault("MLA's queries see what comes after", (("ascend_mla", "(causal, (-1, -1)), query_rope", "(True, (-1, -1)), query_rope"),), "mla non_causal: extend bfloat16 16/1x576-512 mla non_causal", "ascend_mla"),
 )

@@ -143,6 +143,14 @@ def test_full_mask(mode: int) -> None:
         close(out[b], attention(q[b], k[b], v[b], lambda i, j, *_: not mask[b, 0, i, j], SCALE)[0])  # noqa: B023
 
 
+def test_the_lse_is_of_the_denominator_sink_included() -> None:
+    # V2 gives it no other meaning, and no document says this one: hal verify on a chip shows which it is.
+    call, q, k, v = paged()
+    sink = randn(HEADS)
+    _, lse = v2(**call | {"learnable_sink": sink.npu(), "softmax_lse_flag": True})
+    expect(v2(**call | {"learnable_sink": sink.npu()})[0], lse, q, k, v, sink=sink)
+
+
 def test_sinks_are_in_the_denominator() -> None:
     call, q, k, v = paged()
     sink = randn(HEADS)
@@ -282,6 +290,25 @@ def test_trap_of_a_stack_mask_ends_at_512(monkeypatch: pytest.MonkeyPatch) -> No
     close(v1(**call)[0][0], attention(q[0], k[0], v[0], lambda i, j, *_: j < 300 or j >= 512, SCALE)[0])
 
 
+def test_trap_of_a_stack_band_keeps_empty_rows(monkeypatch: pytest.MonkeyPatch) -> None:  # V1, inner_precise
+    call, q, k, v = paged(rows=[5], keys=[3])
+    call |= {"sparse_mode": 4, "pre_tokens": 7, "next_tokens": 0}
+    right, average = right_one(q, k, v, window(7, 0)), v[0].double().mean(0).repeat_interleave(HEADS // KV_HEADS, 0)
+    assert not wrong(v1(**call)[0][2:], right[2:])
+    assert not v1(**call)[0][:2].any()
+    monkeypatch.setenv("FAKE_NPU_TRAPS", "band_keeps_empty_rows")
+    close(v1(**call)[0][:2], average.expand(2, -1, -1))
+    assert not v1(**call, inner_precise=2)[0][:2].any()
+    assert not v1(**call | {"sparse_mode": 3})[0][:2].any()
+
+
+def test_trap_of_a_stack_small_pages(monkeypatch: pytest.MonkeyPatch) -> None:  # sglang#38196
+    (small, q, k, v), (large, *sequences) = paged(page=16), paged(page=128)
+    monkeypatch.setenv("FAKE_NPU_TRAPS", "small_pages")
+    assert wrong(v1(**small)[0], right_one(q, k, v))
+    assert not wrong(v1(**large)[0], right_one(*sequences))
+
+
 # Refusals. changes: of the right paged call. What is in the text is what the operator saw.
 BAD_TABLE = torch.zeros(2, 3, dtype=torch.int32)
 REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], int, str]] = [
@@ -292,6 +319,7 @@ REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], int, str]] = [
     ("kv lengths missing: V1, PageAttention", {}, {"actual_seq_lengths_kv": None}, 561002, "must be given"),
     ("kv lengths of fewer rows: #8107", {}, {"actual_seq_lengths_kv": [40, 300]}, 561002, "bigger or equal to batch size(3)"),
     ("block table of fewer rows: #8523", {}, {"block_table": BAD_TABLE}, 161002, "2 rows, the batch is 3"),
+    ("block table of more rows: V2", {}, {"block_table": torch.zeros(4, 3, dtype=torch.int32)}, 161002, "4 rows, the batch is 3"),
     ("block table too narrow: V1", {}, {"actual_seq_lengths_kv": [40, 385, 17]}, 161002, "goes to 385"),
     ("block table int64: V1", {}, {"block_table": BAD_TABLE.long()}, 161002, "torch.int64"),
     ("page 1: sglang#25169", {"page": 1, "layout": "BnBsH"}, {}, 561002, "block_size 1 should aligned to 16"),

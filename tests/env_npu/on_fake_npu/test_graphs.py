@@ -121,6 +121,28 @@ def test_update_of_a_task_group(replay_first: bool) -> None:
         decode.expect(decode.out, lengths)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_trap_an_update_does_not_wait_for_the_replay_before_it(ordered: bool) -> None:
+    # vllm-ascend#4233: the update is work of its own stream, ordered behind nothing that the caller does not name.
+    decode = Decode()
+    graph, event, group = captured(decode)
+    update(decode, group, event, [100, 200])
+    torch.npu.synchronize()
+    gate, stream = torch.npu.ExternalEvent(), torch.npu.Stream()
+    gate.wait(torch.npu.current_stream())
+    graph.replay()
+    first = decode.out.clone()
+    if ordered:
+        stream.wait_stream(torch.npu.current_stream())
+    with torch.npu.stream(stream):
+        torch.npu.graph_task_update_begin(stream, group)
+        decode.into([3, 256])
+        torch.npu.graph_task_update_end(stream)
+    gate.record(torch.npu.Stream())
+    torch.npu.synchronize()
+    decode.expect(first, [100, 200] if ordered else [3, 256])
+
+
 def test_a_replay_whose_event_nobody_records_is_an_error() -> None:  # on the chip it hangs
     decode = Decode()
     graph, event, group = captured(decode)
@@ -141,6 +163,21 @@ def test_an_update_is_of_the_same_operators() -> None:
     update(decode, group, event, [100, 200])
     graph.replay()
     torch.npu.synchronize()
+
+
+def test_a_task_group_goes_with_its_graph() -> None:
+    decode = Decode()
+    graph, event, group = captured(decode)
+    graph.reset()
+    with pytest.raises(RuntimeError, match="the graph of this task group was destroyed"):
+        update(decode, group, event, [100, 200])
+
+
+def test_an_update_on_a_stream_that_captures_is_refused() -> None:
+    _graph, _, group = captured(Decode())  # which lives as long as its group is good
+    with pytest.raises(RuntimeError, match="UpdateBegin: this stream is capturing"), \
+            torch.npu.graph(torch.npu.NPUGraph()):
+        torch.npu.graph_task_update_begin(torch.npu.current_stream(), group)
 
 
 @pytest.mark.parametrize("wait", [lambda x: x.cpu(), lambda x: x.sum().item(), lambda x: torch.ones(3).npu()])

@@ -72,6 +72,19 @@ def test_trap_a_padding_slot_of_minus_one_is_written() -> None:
     assert torch.equal(k_cache[-1, -1], key[1])
 
 
+@pytest.mark.parametrize("mode", ["Norm", "PA_NZ"])
+def test_trap_a_slot_that_repeats_holds_no_token(mode: str) -> None:
+    # The page: slot_mapping's values do not repeat; where they do, correctness is not guaranteed. Equal tokens or not.
+    key = randn(1, HEADS, D).expand(3, HEADS, D).contiguous()
+    shape = (BLOCKS, PAGE, HEADS, D) if mode == "Norm" else (BLOCKS, HEADS * D // 16, PAGE, 16)
+    caches = scatter(key, key, torch.tensor([5, 20, 20]), torch.zeros(shape).bfloat16(), cache_mode=mode)
+    for cache in caches:
+        once, twice = (cache[slot // PAGE, slot % PAGE] if mode == "Norm" else cache[slot // PAGE, :, slot % PAGE]
+                       for slot in (5, 20))
+        assert torch.equal(once.flatten(), key[0].flatten())
+        assert not torch.equal(twice.flatten(), key[0].flatten())
+
+
 def test_a_slot_past_the_cache_fails() -> None:
     key = randn(2, HEADS, D)
     with pytest.raises(RuntimeError, match="slot_mapping from 5 to 64, the cache has 64 slots"):

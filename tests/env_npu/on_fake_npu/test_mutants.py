@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 from env_npu.on_fake_npu.altered import altered
-from env_npu.on_fake_npu.data_mutants import EQUIVALENT, KILLED
+from env_npu.on_fake_npu.data_mutants import EXPLAINED, KILLED
 from env_npu.on_fake_npu.mutants_ascend import DRAWN, changed, mutants, red
 
 AGAIN = "write tests/env_npu/on_fake_npu/data_mutants.py anew (mutants_ascend.py says how)"
 
 
 def test_every_mutant_is_accounted_for() -> None:
-    gone = [name for name in (*KILLED, *EQUIVALENT) if name not in mutants()]
+    gone = [name for name in (*KILLED, *EXPLAINED) if name not in mutants()]
     assert not gone, f"the source gives {gone} no more: {AGAIN}"
-    assert len(KILLED) + len(EQUIVALENT) == DRAWN
-    assert all(EQUIVALENT.values()), "a survivor without an explanation"
+    assert len(KILLED) + len(EXPLAINED) == DRAWN
+    assert all(EXPLAINED.values()), "a survivor without an explanation"
 
 
 @pytest.mark.parametrize("killer", sorted(set(KILLED.values())))

@@ -127,6 +127,10 @@ void progress() {
     progressing = false;
 }
 
+// Work that is not done yet keeps its event, whose handle may be destroyed before.
+using Handle = std::shared_ptr<Event>;
+Handle event_of(void* handle) { return *static_cast<Handle*>(handle); }
+
 void* token() { return std::calloc(1, 64); }
 
 }  // namespace
@@ -198,11 +202,11 @@ int enqueue(Stream* stream, const std::string& name, Work work) {
         if (group->next == group->nodes.size())
             return fail(INVALID_PARAM, "update: the captured task group has " + std::to_string(group->nodes.size()) +
                                            " tasks, " + name + " is one more");
-        Node& node = *group->nodes[group->next++];
-        if (node.name != name)
-            return fail(INVALID_PARAM, "update: the captured task is " + node.name + ", the new one " + name);
-        node.work = std::move(work);
-        return OK;
+        auto node = group->nodes[group->next++];
+        if (node->name != name)
+            return fail(INVALID_PARAM, "update: the captured task is " + node->name + ", the new one " + name);
+        // The update is work of the updating stream: it comes after what that stream waits for, and not before.
+        return run(stream, [node, work = std::move(work)] { node->work = work; return int(OK); });
     }
     if (!stream->capturing) return run(stream, std::move(work));
     auto node = std::make_shared<Node>(Node{name, std::move(work)});
@@ -362,13 +366,13 @@ int aclrtSynchronizeEvent(void*) { COUNTED; return wait(__func__); }
 int aclrtSynchronizeEventWithTimeout(void*, int) { COUNTED; return wait(__func__); }
 
 // Events
-int aclrtCreateEvent(void** event) { *event = new Event; return OK; }
+int aclrtCreateEvent(void** event) { *event = new Handle(std::make_shared<Event>()); return OK; }
 int aclrtCreateEventWithFlag(void** event, std::uint32_t) { return aclrtCreateEvent(event); }
 int aclrtCreateEventExWithFlag(void** event, std::uint32_t) { return aclrtCreateEvent(event); }
-int aclrtDestroyEvent(void* event) { delete static_cast<Event*>(event); return OK; }
+int aclrtDestroyEvent(void* event) { delete static_cast<Handle*>(event); return OK; }
 int aclrtRecordEvent(void* handle, void* stream) {
     COUNTED;
-    auto event = static_cast<Event*>(handle);
+    auto event = event_of(handle);
     event->graph = stream_of(stream)->capturing;
     if (event->graph) return OK;
     const auto ticket = ++event->asked;
@@ -382,7 +386,7 @@ int aclrtRecordEvent(void* handle, void* stream) {
 }
 int aclrtResetEvent(void*, void*) { return OK; }
 int aclrtStreamWaitEvent(void* stream, void* handle) {
-    auto event = static_cast<Event*>(handle);
+    auto event = event_of(handle);
     if (event->graph) {  // a stream that waits for a captured event joins the capture
         stream_of(stream)->capturing = event->graph;
         return OK;
@@ -390,8 +394,8 @@ int aclrtStreamWaitEvent(void* stream, void* handle) {
     const auto ticket = event->asked;
     return run(stream_of(stream), [=] { return event->done >= ticket ? int(OK) : int(BLOCKED); });
 }
-int aclrtQueryEventStatus(void* event, int* status) { *status = static_cast<Event*>(event)->done >= static_cast<Event*>(event)->asked; return OK; }
-int aclrtQueryEventWaitStatus(void* event, int* status) { *status = static_cast<Event*>(event)->done < static_cast<Event*>(event)->asked; return OK; }
+int aclrtQueryEventStatus(void* event, int* status) { *status = event_of(event)->done >= event_of(event)->asked; return OK; }
+int aclrtQueryEventWaitStatus(void* event, int* status) { *status = event_of(event)->done < event_of(event)->asked; return OK; }
 int aclQueryEventRecordedStatus(void* event, int* status) { return aclrtQueryEventStatus(event, status); }
 // ExternalEvent is a number in device memory: a captured wait can be answered from outside the graph.
 int aclrtValueWrite(void* address, std::uint64_t value, std::uint32_t, void* stream) {
@@ -409,7 +413,7 @@ int aclrtValueWait(void* address, std::uint64_t value, std::uint32_t flag, void*
     });
 }
 int aclrtEventElapsedTime(float* milliseconds, void* from, void* to) {
-    *milliseconds = std::chrono::duration<float, std::milli>(static_cast<Event*>(to)->time - static_cast<Event*>(from)->time).count();
+    *milliseconds = std::chrono::duration<float, std::milli>(event_of(to)->time - event_of(from)->time).count();
     return OK;
 }
 
@@ -424,7 +428,7 @@ int aclmdlRICaptureBegin(void* stream, int) {
     COUNTED;
     auto s = stream_of(stream);
     if (s->capturing) return fail(IN_CAPTURE, "aclmdlRICaptureBegin: this stream is capturing already");
-    s->capturing = new Graph{s->device, {}};
+    s->capturing = new Graph{s->device, {}, {}};
     return OK;
 }
 int aclmdlRICaptureEnd(void* stream, void** graph) {
@@ -451,12 +455,18 @@ int aclmdlRIExecuteAsync(void* graph, void* stream) {
     return OK;
 }
 int aclmdlRIGetId(void* graph, std::uint32_t* id) { *id = std::uint32_t(std::uintptr_t(graph) >> 4); return OK; }
-int aclmdlRIDestroy(void* graph) { delete static_cast<Graph*>(graph); return OK; }
+int aclmdlRIDestroy(void* graph) {
+    COUNTED;
+    for (auto group : static_cast<Graph*>(graph)->groups) group->dead = true;
+    delete static_cast<Graph*>(graph);
+    return OK;
+}
 int aclmdlRICaptureTaskGrpBegin(void* stream) {
     COUNTED;
     auto s = stream_of(stream);
     if (!s->capturing) return fail(INVALID_PARAM, "aclmdlRICaptureTaskGrpBegin: this stream captures nothing");
     s->grouping = new Group;
+    s->capturing->groups.push_back(s->grouping);
     return OK;
 }
 int aclmdlRICaptureTaskGrpEnd(void* stream, void** group) {
@@ -467,6 +477,10 @@ int aclmdlRICaptureTaskGrpEnd(void* stream, void** group) {
 }
 int aclmdlRICaptureTaskUpdateBegin(void* stream, void* group) {
     COUNTED;
+    if (static_cast<Group*>(group)->dead)
+        return fail(INVALID_PARAM, "aclmdlRICaptureTaskUpdateBegin: the graph of this task group was destroyed");
+    if (stream_of(stream)->capturing)
+        return fail(IN_CAPTURE, "aclmdlRICaptureTaskUpdateBegin: this stream is capturing");
     stream_of(stream)->updating = static_cast<Group*>(group);
     stream_of(stream)->updating->next = 0;
     return OK;

@@ -35,11 +35,13 @@ struct Node {
 struct Group {
     std::vector<std::shared_ptr<Node>> nodes;
     std::size_t next = 0;  // the node that the next work on an updating stream replaces
+    bool dead = false;     // its graph was destroyed, and its handle is good for nothing
 };
 
 struct Graph {
     int device;
     std::vector<std::shared_ptr<Node>> nodes;
+    std::vector<Group*> groups;
 };
 
 struct Stream {

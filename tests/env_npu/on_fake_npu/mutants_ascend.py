@@ -1,0 +1,145 @@
+"""Mutants of Ascend's adapters: small changes of their source, drawn at random; what turns each red.
+
+    PYTHONPATH=tests python -m fake_npu -- python tests/env_npu/on_fake_npu/mutants_ascend.py
+
+with the Python of .venv-npu writes data_mutants.py anew: first the quick grid of both backends is asked, then the
+CHECKS below. What survives must be explained there by hand.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parents[2])]
+
+import ast
+
+import mutants_torch as tools
+import pytest
+from env_npu.on_fake_npu import test_ascend
+from env_npu.on_fake_npu.altered import FILES, altered, source
+from env_npu.on_fake_npu.test_ascend import DENSE, MLA, PLATFORM, Captured, npu
+
+from hal import registry
+from hal.conformance.runner import Runner
+
+DRAWN, SALT, SEED = 50, "ascend 1", 17
+BACKENDS = ("ascend", "ascend_mla")
+
+
+def _captured() -> None:
+    for config, query_len in ((DENSE, 1), (MLA, 3)):
+        captured = Captured(config, 3, query_len)
+        for lens in ([5, 300, 128], [7, 9]):
+            given = captured.new_step(lens)
+            captured.state.prepare_replay(3, query_len, **npu(given))
+            captured.graph.replay()
+            captured.expect(given)
+
+
+def _slots() -> None:
+    for kept in ((), (0,), (0, 1, 2)):
+        test_ascend.test_skipped_slots_leave_every_row_alone(kept)
+    for slot in (256, -2):
+        test_ascend.test_a_slot_outside_the_cache_is_refused_before_anything_is_written(slot)
+
+
+# What no case of the grid asks for.
+CHECKS: dict[str, Callable[[], None]] = {
+    "pieces": test_ascend.test_pieces_of_a_long_query_without_keys,
+    "unpaged": test_ascend.test_an_unpaged_cache_that_is_full_in_places,
+    "no queries": lambda: test_ascend.test_no_queries_have_an_empty_lse(MLA),
+    "varlen ranks": lambda: test_ascend.test_context_parallel_over_pages_through_the_varlen_function(1),
+    "captured": _captured, "slots": _slots,
+    "once a step": lambda: test_ascend.test_a_step_with_two_kinds_of_layer_waits_once((130, 7, 300), (30, 7, 1)),
+    "no wait": test_ascend.test_a_step_whose_lengths_the_engine_has_on_the_host_does_not_wait_to_attend,
+}
+
+
+@cache
+def mutants() -> dict[str, tuple[str, ast.Module, tools.Mutant]]:
+    found = {}
+    for file in FILES:
+        tree, seen = ast.parse(source(file)), Counter[str]()
+        for function, holder, field, index, node in tools._nodes(tree, ""):
+            for operator, what, new in tools._changes(node, holder):
+                plain = f"{file}.{function}: {operator}: {what}"
+                seen[plain] += 1
+                name = plain if seen[plain] == 1 else f"{plain} #{seen[plain]}"
+                located = ast.fix_missing_locations(ast.copy_location(new, node))
+                found[name] = file, tree, tools.Mutant(name, holder, field, index, located)
+    return found
+
+
+def drawn() -> list[str]:
+    """Of each operator in turn."""
+    by_operator: dict[str, list[str]] = {}
+    for name in sorted(mutants(), key=lambda name: hashlib.sha256(f"{SALT} {name}".encode()).digest()):
+        by_operator.setdefault(name.split(": ")[1], []).append(name)
+    turns = itertools.zip_longest(*(by_operator[operator] for operator in sorted(by_operator)))
+    return [name for turn in turns for name in turn if name is not None][:DRAWN]
+
+
+def changed(name: str) -> dict[str, ast.Module]:
+    file, tree, mutant = mutants()[name]
+    with mutant.applied():
+        return {file: copy.deepcopy(tree)}
+
+
+def passing() -> dict[str, list[str]]:
+    """The quick cases that pass, by backend."""
+    found = {}
+    for backend in BACKENDS:
+        runner = Runner(registry.get(backend), PLATFORM, SEED)
+        found[backend] = [name for name, case in test_ascend.quick(backend).items()
+                          if runner.run(case).result == "passed"]
+    return found
+
+
+def red(killer: str) -> bool:
+    """Whether a case ("ascend: NAME") or a check ("check: NAME") ends otherwise than it should."""
+    kind, _, name = killer.partition(": ")
+    try:
+        if kind != "check":
+            return Runner(registry.get(kind), PLATFORM, SEED).run(test_ascend.quick(kind)[name]).result != "passed"
+        CHECKS[name]()
+    except (Exception, pytest.fail.Exception):  # noqa: BLE001 - whatever it is, it is seen
+        return True
+    return False
+
+
+def main() -> None:
+    order = [f"{backend}: {name}" for backend, names in passing().items() for name in names if "long" not in name]
+    random.Random(3).shuffle(order)  # so that every kind of case comes early
+    order += [f"check: {name}" for name in CHECKS]
+    killed, survivors = {}, []
+    for number, name in enumerate(drawn(), 1):
+        with altered(changed(name)):
+            killer = next((killer for killer in order if red(killer)), None)
+        if killer is not None and killer in order[:-len(CHECKS)]:  # it is likely to find the next one too
+            order.remove(killer)
+            order.insert(0, killer)
+        print(f"{number}/{DRAWN} {name}: {killer or 'SURVIVES'}", flush=True)
+        if killer is None:
+            survivors.append(name)
+        else:
+            killed[name] = killer
+    rows = "".join(f"    {name!r}:\n        {killer!r},\n" for name, killer in sorted(killed.items()))
+    Path(__file__).with_name("data_mutants.py").write_text(
+        '"""Mutants of Ascend\'s adapters -> what turns each red.\n\nWritten by mutants_ascend.py, but '
+        'for EXPLAINED: why what survives does so."""\n\n# ruff: noqa: E501\n\n'
+        f"KILLED: dict[str, str] = {{\n{rows}}}\nEXPLAINED: dict[str, str] = {{\n"
+        + "".join(f"    {name!r}:\n        '',\n" for name in survivors) + "}\n")
+
+
+if __name__ == "__main__":
+    main()
