@@ -128,7 +128,7 @@ def test_smollm2_gives_the_tokens_of_sdpa(smollm2: Any, tokenizer: Any,
         with only_hal():
             new = generated(smollm2, inputs)
         # The forward of the prompt gives the first token; 30 layers each time.
-        assert calls.take() == {(chosen, "flash_attn_varlen_func"): 30, (chosen, "flash_attn_with_kvcache"): 30 * (NEW - 1)}
+        assert calls.take() == {(chosen, VARLEN[1]): 30, (chosen, KVCACHE[1]): 30 * (NEW - 1)}
         assert sdpa_agrees(smollm2, inputs, new), prompts
         if prompts == PROMPTS[:1]:
             assert new.tolist() == first.tolist()
