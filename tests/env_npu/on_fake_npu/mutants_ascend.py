@@ -53,6 +53,11 @@ def _slots() -> None:
         test_ascend.test_a_slot_outside_the_cache_is_refused_before_anything_is_written(slot)
 
 
+def _short() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        test_ascend.test_a_window_over_fewer_keys_than_queries(patch)
+
+
 # What no case of the grid asks for.
 CHECKS: dict[str, Callable[[], None]] = {
     "pieces": test_ascend.test_pieces_of_a_long_query_without_keys,
@@ -62,6 +67,8 @@ CHECKS: dict[str, Callable[[], None]] = {
     "captured": _captured, "slots": _slots,
     "once a step": lambda: test_ascend.test_a_step_with_two_kinds_of_layer_waits_once((130, 7, 300), (30, 7, 1)),
     "no wait": test_ascend.test_a_step_whose_lengths_the_engine_has_on_the_host_does_not_wait_to_attend,
+    "short": _short, "table": lambda: test_ascend.test_a_page_table_has_a_row_for_each_sequence_at_least(
+        DENSE, test_ascend.dense, "flash_attn_with_kvcache"),
 }
 
 
