@@ -127,9 +127,7 @@ REASONS: list[tuple[str, str, str, dict[str, Any], str]] = [
      "(triton: not on sm75, sm80, sm86, sm87, gfx90a, gfx1100, where Triton has no such type)"),
     ("cuda:sm90", "flash_attn_2", "prefill", MLA, "MLA prefill with head_dim 192 and head_dim_v 128 is not supported "
      "(flash_attn_2: 128/128, 256/256)"),
-    ("cpu:aarch64", "cpu", "decode", {"head_dim": 16}, "head_dim 16 is not supported (cpu: from 32 to 256)"),
-    ("cpu:aarch64", "cpu", "decode", {"sinks": True},
-     "sinks is not supported (cpu: sliding_window, softcap, tree_mask, non_causal, return_softmax_lse)"),
+    ("cpu:aarch64", "cpu", "decode", {"head_dim": 16}, "head_dim 16 is not supported (cpu: from 32 to 576)"),
 ]
 
 # (alias, device, config, prefill, decode): what both engines' users type, dense and MLA.

@@ -94,11 +94,13 @@ def test_the_table_covers_the_family() -> None:
     assert {backend for *_, backend in decode} >= {"flash_attn_2", "flash_attn_3", "flash_attn_4", "flash_attn_mla"}
 
 
-@pytest.mark.parametrize(("phase", "table", "names"), [
-    ("decode", SERVED, list(CONFIGS)), ("prefill", PREFILL, ["mla", "mla 256/256"])])
-def test_who_serves_what(phase: str, table: Any, names: list[str]) -> None:
+TABLES = {"decode": (SERVED, list(CONFIGS)), "prefill": (PREFILL, ["mla", "mla 256/256"])}
+
+
+@pytest.mark.parametrize("phase", TABLES)
+def test_who_serves_what(phase: str) -> None:
     """The expected backend, the vendor function that its decision names, and the same in the emulator's record."""
-    called = set()
+    (table, names), called = TABLES[phase], set()
     for arch, packages, name, expected in rows(table, names):
         config = AttentionConfig(**CONFIGS[name])
         there_are = Packages.named(packages.split(","))
