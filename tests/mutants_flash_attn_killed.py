@@ -44,11 +44,7 @@ KILLED: dict[str, tuple[tuple[str, str, str, bool], str]] = {
         (('flash_attn_4', 'sm100', 'flash-attn-4', False), 'dense calls: prefill bfloat16 8/2x128 out'),
     'flash_attn_4._varlen.flash_attn_varlen_func: term dropped: return_attn_probs':
         (('flash_attn_4', 'sm100', 'flash-attn-4', False), 'dense spelling: prefill bfloat16 8/2x128 return_softmax_lse return_attn_probs'),
-    'flash_attn_4.bind: argument is None: call of _varlen':
-        (('flash_attn_4', 'sm100', 'flash-attn-4', False), 'dense calls: prefill bfloat16 8/2x128 seqused'),
     'flash_attn_4.extra_reasons: and/or: arch in _BLACKWELL and (d, dv) == (256, 256) -> arch in _BLACKWELL or (d, dv) == (256, 256)':
-        (('flash_attn_4', 'sm100', 'flash-attn-4', False), 'dense calls: decode bfloat16 8/2x128 unpaged'),
-    'flash_attn_4.extra_reasons: arguments swapped: config, platform of _dedicated_reasons #2':
         (('flash_attn_4', 'sm100', 'flash-attn-4', False), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     'flash_attn_4.extra_reasons: arithmetic: reasons + cls._dedicated_reasons(config, platform) -> reasons - cls._dedicated_reasons(config, platform)':
         (('flash_attn_4', 'sm100', 'flash-attn-4', False), 'dense calls: decode bfloat16 8/2x128 unpaged'),
@@ -64,28 +60,16 @@ KILLED: dict[str, tuple[tuple[str, str, str, bool], str]] = {
         (('flash_attn_4', 'sm100', 'flash-attn-4', False), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     'flash_attn_cache._make_after: arms swapped: cu_new[1:] - cu_new[:-1] if new is None else new -> new if new is None else cu_new[1:] - cu_new[:-1]':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 append packed_decode'),
-    'flash_attn_cache._make_picked: arguments swapped: 0, cache_batch_idx of index_select':
-        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 cache_batch_idx'),
     'flash_attn_cache._make_slots: arms swapped: owner if index is None else index[owner].long() -> index[owner].long() if index is None else owner':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 append unpaged'),
     'flash_attn_cache._make_slots: comparison: cu_new is None -> cu_new is not None':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 append packed_decode'),
     'flash_attn_cache._make_slots: condition negated: if cu_new is None: ...':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 append packed_decode'),
-    'flash_attn_cache._make_slots: operands swapped: row - cu_new[owner] -> cu_new[owner] - row':
-        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 append'),
     'flash_attn_cache._make_slots: statement deleted: if cu_new is None: ...':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 append packed_decode'),
-    'flash_attn_cache.lengths: argument is None: device of _spread':
-        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense spelling: decode bfloat16 8/2x128 int cache_seqlens'),
     'flash_attn_cache.lengths: arguments swapped: device, (cache_seqlens,) of _spread':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense spelling: decode bfloat16 8/2x128 int cache_seqlens'),
-    'flash_attn_cache.queries: arithmetic: cu_seqlens_q.shape[0] - 1 -> cu_seqlens_q.shape[0] + 1':
-        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 unpaged'),
-    'flash_attn_cache.queries: constant: 0 -> 1 in cu_seqlens_q.shape[0]':
-        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 unpaged'),
-    'flash_attn_cache.queries: operands swapped: cu_seqlens_q.shape[0] - 1 -> 1 - cu_seqlens_q.shape[0]':
-        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 unpaged'),
     'flash_attn_cache.rows: comparison: page_table is None -> page_table is not None':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     'flash_attn_cache.rows: condition negated: if page_table is None: ...':
@@ -126,8 +110,6 @@ KILLED: dict[str, tuple[tuple[str, str, str, bool], str]] = {
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense spelling: prefill bfloat16 8/2x128 return_softmax_lse return_attn_probs'),
     'flash_attn_v2.varlen_func.flash_attn_varlen_func: statement deleted: keep(_VARLEN, NAME, VARLEN, given)':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: prefill bfloat16 8/2x128 out'),
-    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: and/or: table is not None and (not num_splits) and _may_ask_the_host() -> table is not None or not num_splits or _may_ask_the_host()':
-        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 unpaged'),
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: arguments swapped: -1, *out.shape[-2:] of view':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 unpaged'),
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: arguments swapped: lse.shape[1], -1 of reshape':
@@ -164,18 +146,10 @@ KILLED: dict[str, tuple[tuple[str, str, str, bool], str]] = {
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: function: max(most, 2) -> min(most, 2)':
         (('flash_attn_2', 'sm80', 'flash-attn', True), 'dense calls: extend bfloat16 8/2x128 strided_cache'),
-    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: sign or not dropped: not uniform -> uniform #2':
-        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: statement deleted: if not uniform: ...':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 unpaged'),
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: term dropped: table is not None':
         (('flash_attn_2', 'sm80', 'flash-attn', True), 'dense calls: extend bfloat16 8/2x128 unpaged'),
-    'flash_attn_v3._lengthen: argument is None: name of get':
-        (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 append rotary packed_decode interleaved=False'),
-    'flash_attn_v3._lengthen: constant: 0 -> -1 in (0, 0, 0, width - given[name].shape[0])':
-        (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 append rotary packed_decode interleaved=False'),
-    'flash_attn_v3._lengthen: operands swapped: width - given[name].shape[0] -> given[name].shape[0] - width':
-        (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 append rotary packed_decode interleaved=False'),
     'flash_attn_v3._make_starts: arithmetic: batch + 1 -> batch - 1':
         (('flash_attn_3', 'sm90', 'vllm', True), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     "flash_attn_v3._pass_sinks: and/or: sinks is not None and str(sinks.dtype) != 'torch.bfloat16' -> sinks is not None or str(sinks.dtype) != 'torch.bfloat16'":
@@ -204,8 +178,6 @@ KILLED: dict[str, tuple[tuple[str, str, str, bool], str]] = {
         (('flash_attn_3', 'sm90', 'vllm', True), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     'flash_attn_v3._vllm.attend: constant: 1 -> 0 in q.shape[1]':
         (('flash_attn_3', 'sm90', 'vllm', True), 'dense calls: decode bfloat16 8/2x128 unpaged'),
-    'flash_attn_v3._vllm.attend: constant: 1 -> 2 in -1':
-        (('flash_attn_3', 'sm90', 'vllm', True), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     'flash_attn_v3._vllm.attend: operands swapped: cu_seqlens_q.shape[0] - 1 -> 1 - cu_seqlens_q.shape[0]':
         (('flash_attn_3', 'sm90', 'vllm', True), 'dense spelling: decode bfloat16 8/2x128 unpaged no cache_seqlens'),
     'flash_attn_v3._vllm.attend: statement deleted: if cache_seqlens is None: ...':
@@ -214,32 +186,16 @@ KILLED: dict[str, tuple[tuple[str, str, str, bool], str]] = {
         (('flash_attn_mla', 'sm90', 'flash-attn-3', False), 'mla calls: decode bfloat16 16/1x576-512 mla unpaged'),
     'flash_attn_v3.varlen_func.flash_attn_varlen_func: and/or: return_attn_probs or return_softmax_lse -> return_attn_probs and return_softmax_lse':
         (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense spelling: prefill bfloat16 8/2x128 return_softmax_lse return_attn_probs'),
-    'flash_attn_v3.varlen_func.flash_attn_varlen_func: term dropped: return_attn_probs':
-        (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense spelling: prefill bfloat16 8/2x128 return_softmax_lse return_attn_probs'),
     'flash_attn_v3.varlen_func: arithmetic: build.varlen | (_DESCALES if fp8 else frozenset()) -> build.varlen & (_DESCALES if fp8 else frozenset())':
         (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense plain: prefill bfloat16 8/2x128'),
     'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: argument is None: q.device of lengths':
         (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense spelling: decode bfloat16 8/2x128 int cache_seqlens'),
-    "flash_attn_v3.with_kvcache.flash_attn_with_kvcache: arguments swapped: q.device, (seqlens, cu_seqlens_q, cu_seqlens_k_new, given.get('cache_leftpad')) of schedule":
-        (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: arms swapped: 0 if k is None else k.shape[-3] -> k.shape[-3] if k is None else 0':
         (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: arms swapped: scale if softmax_scale is None else softmax_scale -> softmax_scale if softmax_scale is None else scale':
         (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense spelling: extend bfloat16 8/2x128 scale=0.31 scale of the config'),
     "flash_attn_v3.with_kvcache.flash_attn_with_kvcache: comparison: given.get('softcap', 0.0) > 0 -> given.get('softcap', 0.0) >= 0":
         (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 unpaged'),
-    'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: condition negated: if not appends: ...':
-        (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 append rotary packed_decode interleaved=False'),
-    'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: constant: 1 -> 0 in k_cache.shape[1]':
-        (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 append rotary packed_decode interleaved=False'),
-    'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: sign or not dropped: -1 -> 1 #4':
-        (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense non_causal: decode-q4 bfloat16 8/2x128 non_causal'),
-    'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: sign or not dropped: -3 -> 3':
-        (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 append packed_decode'),
-    'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: sign or not dropped: not appends -> appends':
-        (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 append rotary packed_decode interleaved=False'),
-    'flash_attn_v3.with_kvcache.flash_attn_with_kvcache: statement deleted: if build.package is VLLM: ...':
-        (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 append packed_decode'),
     'flash_attn_v3.with_kvcache: condition negated: if mla: ...':
         (('flash_attn_3', 'sm90', 'flash-attn-3', True), 'dense calls: decode bfloat16 8/2x128 cache_leftpad'),
     'flash_attn_variants.bind: argument is None: kvcache of Bound':

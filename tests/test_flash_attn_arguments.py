@@ -95,6 +95,12 @@ def appended(queries: tuple[int, ...], new: tuple[int, ...], page_size: int, **m
     return call | {"k": k, "v": v, "cu_seqlens_k_new": ints(*itertools.accumulate(new, initial=0))}
 
 
+def rotary(rows: int, interleaved: bool = False) -> dict[str, Any]:
+    turn = torch.outer(torch.arange(float(rows)), 10000 ** -(torch.arange(16) / 16))
+    return {"rotary_cos": on(turn.cos().bfloat16(), DEVICE), "rotary_sin": on(turn.sin().bfloat16(), DEVICE),
+            "rotary_interleaved": interleaved}
+
+
 # What a kernel's own append leaves out: sequences without queries, and tokens before the first key that is read.
 APPENDED = {"no queries of one": ((0, 2), (3, 2), {}), "no queries": ((0, 0), (3, 2), {"max_seqlen_q": 1}),
             "more tokens than a window": ((1, 1), (33, 400), {"window_size": (7, 0)}),
@@ -127,9 +133,7 @@ def test_3_rotary_where_the_kernel_would_turn_otherwise(package: str, interleave
     """New tokens that HAL stores are turned by HAL; without causal a window as wide as the table counts as none in
     flash_api.cpp, and all of q would be turned at one position."""
     queries, new, more = APPENDED.get(name, ((3, 2), (3, 2), {"causal": False, "window_size": (600, -1)}))
-    turn = torch.outer(torch.arange(1024.0), 10000 ** -(torch.arange(16) / 16))
-    call = appended(queries, new, 256, rotary_cos=on(turn.cos().bfloat16(), DEVICE), rotary_interleaved=interleaved,
-                    rotary_sin=on(turn.sin().bfloat16(), DEVICE), **more)
+    call = appended(queries, new, 256, **rotary(1024, interleaved), **more)
     host = {key: plain_of(x).clone() if isinstance(x, torch.Tensor) else x for key, x in call.items()}
     wanted, _ = truth(host)
     with there("sm90", package) as machine:
@@ -141,6 +145,60 @@ def test_3_rotary_where_the_kernel_would_turn_otherwise(package: str, interleave
                                                                      "cu_seqlens_k_new": None})
     for cache in ("k_cache", "v_cache"):
         assert same(call[cache], host[cache])
+
+
+@pytest.mark.parametrize(("queries", "new", "more"), [
+    (3, 3, {"causal": True}), (3, 3, {"causal": False}), (3, 2, {"causal": True, "window_size": (7, 0)}),
+    (1, 33, {"causal": True, "window_size": (7, 0)}), (3, 3, {"causal": False, "window_size": (7, 2)})])
+@pytest.mark.parametrize("turned", [False, True])
+def test_3_who_appends_a_batch(queries: int, new: int, more: dict[str, Any], turned: bool) -> None:
+    """The kernel where it stores every token and turns as the contract has it, with as many rotary rows as its check
+    wants; HAL else. The result is the same."""
+    call = paged(64, (queries, queries), (30, 40), **more) | {
+        "q": device_tensor(2, queries, H, D), "cu_seqlens_q": None, "k": device_tensor(2, new, HKV, D, seed=5),
+        "v": device_tensor(2, new, HKV, D, seed=6), **(rotary(100) if turned else {})}
+    host = {key: plain_of(x).clone() if isinstance(x, torch.Tensor) else x for key, x in call.items()}
+    wanted, _ = truth(host)
+    by_kernel = new <= queries and not (turned and "window_size" in more and not more["causal"])
+    with there("sm90", "flash-attn-3") as machine, hal.forward_context():
+        assert same(bind(machine, "flash_attn_3").flash_attn_with_kvcache(**call), wanted)
+        plan, made = machine.calls
+    assert same(call["k_cache"], host["k_cache"])
+    assert (made.arguments["k"] is not None) == by_kernel
+    assert plan.arguments["max_seqlen_k_new"] == (new if by_kernel else 0)
+    if turned and by_kernel:
+        rows = plain_of(made.arguments["rotary_cos"])
+        assert rows.shape[0] == 128
+        assert torch.equal(rows[:100], plain_of(call["rotary_cos"]))
+        assert not rows[100:].any()
+
+
+def test_3_calls_by_provider() -> None:
+    from hal import registry
+    from hal.backends.flash_attn_v3 import SGLANG, UPSTREAM, VLLM
+
+    cls = registry.get("flash_attn_3")
+    assert cls.calls_of(UPSTREAM) == cls.calls_of(SGLANG) == cls.calls >= {"rotary", "cache_leftpad", "seqused"}
+    assert cls.calls_of(VLLM) == cls.calls - {"rotary", "cache_leftpad", "seqused"}
+
+
+@pytest.mark.parametrize(("backend", "arch", "package", "page_size"), ADAPTERS[1:3] + ADAPTERS[:1])
+def test_prefill_of_mla_names_itself_where_it_has_no_cache(backend: str, arch: str, package: str,
+                                                            page_size: int) -> None:
+    with there(arch, package) as machine:
+        bound = bind(machine, backend, mla=MLADims(qk_nope_head_dim=64, v_head_dim=128), num_heads=8, softmax_scale=0.1)
+        with pytest.raises(ValueError, match=backend):
+            bound.flash_attn_with_kvcache(**paged(page_size, (1, 1), (5, 9)))
+
+
+@pytest.mark.parametrize(("d", "dv", "served"), [
+    (128, 128, True), (64, 64, True), (72, 72, False), (192, 128, True), (192, 120, False), (64, 256, True),
+    (64, 512, False), (72, 128, False)])
+def test_3_widths_of_an_fp8_cache(d: int, dv: int, served: bool) -> None:
+    """flash_api.cpp: head dims of fp8 are multiples of 16; V's kernels for it end at 256."""
+    config = AttentionConfig(head_dim=d, head_dim_v=dv, kv_cache_dtype="fp8_e4m3")
+    [candidate] = hal.explain(config, "cuda:sm90", decode_backend="flash_attn_3").decode.candidates
+    assert candidate.accepted == served, candidate.reasons
 
 
 @pytest.mark.parametrize("backend", ["flash_attn_3", "flash_attn_mla"])
