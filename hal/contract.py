@@ -43,7 +43,7 @@ def flash_attn_with_kvcache(
     """Attention over a KV cache, paged or not, after appending k and v where they are given.
 
     Args:
-        q: [B, Sq, Hq, D], or [total_q, Hq, D] with cu_seqlens_q (int32 [B+1]) and max_seqlen_q.
+        q: [B, Sq, Hq, D], or [total_q, Hq, D] with cu_seqlens_q (int32 [B+1], the last entry total_q) and max_seqlen_q.
         k_cache, v_cache: [num_pages, page_size, Hkv, D(v)] with page_table (int32 [B, max_pages]), else
             [B, S, Hkv, D(v)]. Only the last dimension must be contiguous. Query head h reads KV head h // (Hq/Hkv).
             page_table entries past a sequence's end may be anything; their pages are never read.

@@ -8,13 +8,10 @@ from collections.abc import Mapping
 # is "declared".
 REACHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "flash_attn_3": {
-        "cuda:sm90": (
-            "contract",
-            "flash-attn-3 git 203b9b3d, git 0251105a; sglang-kernel 0.3.21, 0.4.0, 0.4.10; vllm 0.32.0, 0.33.0",
-        ),
+        "cuda:sm90": ("emulated", "emulated-flash_attn_3-cuda-sm90.json"),
     },
     "flash_attn_2": {
-        "cuda:sm80": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
+        "cuda:sm80": ("emulated", "emulated-flash_attn_2-cuda-sm80.json"),
         "cuda:sm86": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
         "cuda:sm87": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
         "cuda:sm89": ("contract", "flash-attn 2.7.4.post1, 2.8.3.post1"),
@@ -30,24 +27,18 @@ REACHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "cuda:sm86": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
         "cuda:sm87": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
         "cuda:sm89": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
-        "cuda:sm90": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
-        "cuda:sm100": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
+        "cuda:sm90": ("compiled", "compiled-flash_attn_4-cuda-sm90.json"),
+        "cuda:sm100": ("compiled", "compiled-flash_attn_4-cuda-sm100.json"),
         "cuda:sm103": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
         "cuda:sm110": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
         "cuda:sm120": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
         "cuda:sm121": ("contract", "flash-attn-4 4.0.0b27, 4.0.0b36"),
     },
     "flash_attn_diffkv": {
-        "cuda:sm90": (
-            "contract",
-            "flash-attn-3 git 203b9b3d, git 0251105a; sglang-kernel 0.3.21, 0.4.0, 0.4.10; vllm 0.32.0, 0.33.0",
-        ),
+        "cuda:sm90": ("emulated", "emulated-flash_attn_diffkv-cuda-sm90.json"),
     },
     "flash_attn_mla": {
-        "cuda:sm90": (
-            "contract",
-            "flash-attn-3 git 203b9b3d, git 0251105a; sglang-kernel 0.3.21, 0.4.0, 0.4.10; vllm 0.32.0, 0.33.0",
-        ),
+        "cuda:sm90": ("emulated", "emulated-flash_attn_mla-cuda-sm90.json"),
     },
     "cpu": {
         "cpu:x86_64_v4_bf16": ("hardware", "verify-cpu-x86_64_v4_bf16-cpu-2026-11-27.json"),

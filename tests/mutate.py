@@ -68,10 +68,10 @@ def mutants(files: Mapping[str, Path]) -> dict[str, tuple[ast.Module, Mutant]]:
     return found
 
 
-def drawn(names: Iterable[str], count: int) -> list[str]:
+def drawn(names: Iterable[str], count: int, seed: str = SEED) -> list[str]:
     """The `count` that are looked at: of each operator in turn, as calls outnumber everything else."""
     by_operator: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: hashlib.sha256(f"{SEED} {name}".encode()).digest()):
+    for name in sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
         by_operator.setdefault(name.split(": ")[1], []).append(name)
     turns = itertools.zip_longest(*(by_operator[operator] for operator in sorted(by_operator)))
     return [name for turn in turns for name in turn if name is not None][:count]

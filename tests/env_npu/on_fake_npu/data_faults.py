@@ -34,7 +34,7 @@ FAULTS = (
     Fault("rope and latent of the query swapped", (("ascend_mla", "for x in (q, qv))", "for x in (qv, q))"),), _LATENT, "ascend_mla"),
     Fault("rope and latent cache swapped", (("ascend_mla", 'rope, latent = both(', 'latent, rope = both('),), _LATENT, "ascend_mla"),
     Fault("LSE transposed", (("ascend_fused", "softmax_lse.squeeze(-1).transpose(0, 1)", "softmax_lse.squeeze(-1)"),), "dense return_softmax_lse: extend bfloat16 8/2x128 return_softmax_lse"),
-    Fault("infinity of empty rows kept", (("ascend_fused", "torch.where(softmax_lse == infinity, -infinity, softmax_lse)", "softmax_lse"),), "dense empty rows: extend bfloat16 8/2x128 return_softmax_lse"),
+    Fault("infinity of empty rows kept", (("ascend_fused", "torch.where(softmax_lse == infinity, -infinity, softmax_lse)", "softmax_lse"),), "dense empty rows: decode bfloat16 8/2x128 return_softmax_lse"),
     Fault("sink of empty rows forgotten", (("ascend", "if lse and sinks is not None:", "if lse and sinks is None:"),), "dense empty rows: decode bfloat16 8/2x128 sinks return_softmax_lse"),
     Fault("sinks dropped", (("ascend", 'return {"learnable_sink": sinks} if with_sinks else {}', "return {}"),), "dense sinks: decode bfloat16 8/2x128 sinks"),
     Fault("padding slots written", (("ascend_plans", "if len(kept) == len(values):", "if True:"),), _DECODE),

@@ -8,12 +8,8 @@ CHECKS below. What survives must be explained there by hand.
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import itertools
 import random
 import sys
-from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,10 +19,10 @@ if __name__ == "__main__":
 
 import ast
 
-import mutants_torch as tools
+import mutate
 import pytest
 from env_npu.on_fake_npu import test_ascend
-from env_npu.on_fake_npu.altered import FILES, altered, source
+from env_npu.on_fake_npu.altered import FILES, FOLDER, altered
 from env_npu.on_fake_npu.test_ascend import DENSE, MLA, PLATFORM, Captured, npu
 
 from hal import registry
@@ -73,33 +69,16 @@ CHECKS: dict[str, Callable[[], None]] = {
 
 
 @cache
-def mutants() -> dict[str, tuple[str, ast.Module, tools.Mutant]]:
-    found = {}
-    for file in FILES:
-        tree, seen = ast.parse(source(file)), Counter[str]()
-        for function, holder, field, index, node in tools._nodes(tree, ""):
-            for operator, what, new in tools._changes(node, holder):
-                plain = f"{file}.{function}: {operator}: {what}"
-                seen[plain] += 1
-                name = plain if seen[plain] == 1 else f"{plain} #{seen[plain]}"
-                located = ast.fix_missing_locations(ast.copy_location(new, node))
-                found[name] = file, tree, tools.Mutant(name, holder, field, index, located)
-    return found
+def mutants() -> dict[str, tuple[ast.Module, mutate.Mutant]]:
+    return mutate.mutants({file: FOLDER / f"{file}.py" for file in FILES})
 
 
 def drawn() -> list[str]:
-    """Of each operator in turn."""
-    by_operator: dict[str, list[str]] = {}
-    for name in sorted(mutants(), key=lambda name: hashlib.sha256(f"{SALT} {name}".encode()).digest()):
-        by_operator.setdefault(name.split(": ")[1], []).append(name)
-    turns = itertools.zip_longest(*(by_operator[operator] for operator in sorted(by_operator)))
-    return [name for turn in turns for name in turn if name is not None][:DRAWN]
+    return mutate.drawn(mutants(), DRAWN, SALT)
 
 
 def changed(name: str) -> dict[str, ast.Module]:
-    file, tree, mutant = mutants()[name]
-    with mutant.applied():
-        return {file: copy.deepcopy(tree)}
+    return {name.partition(".")[0]: mutate.tree_of(mutants(), name)}
 
 
 def passing() -> dict[str, list[str]]:
