@@ -106,7 +106,7 @@ FAULTS = (
     _three("v3", "value.reshape(1, 1).expand(batch, num_kv_heads)", "value", "dense fp8: decode bfloat16+fp8_e4m3 8/2x128"),
     _three("v2", "torch.where(lse.isinf(), sinks.float()[:, None], lse)", "lse", "dense empty rows: decode bfloat16 8/2x128 sinks return_softmax_lse", package="sglang-kernel"),
     _three("v3", "given.update(k=k, v=v, ", "given.update(k=k, v=k, ", "dense calls: decode bfloat16 8/2x128 append one each"),
-    _three("v3", "            _lengthen(given, width)\n", "            pass\n", "dense calls: extend bfloat16 8/2x128 append rotary interleaved=False"),
+    _three("v3", "q, k = cache.turned(q, k, seqlens,", "_, k = cache.turned(q, k, seqlens,", "dense calls: extend bfloat16 8/2x128 append rotary interleaved=False"),
     _three("v3", "(seqlens, cu_seqlens_q, given", "(seqlens, None, given", "dense plain: extend bfloat16 8/2x128", True),
     _three("v3", "given.get(\"softcap\", 0.0) > 0", "False", "dense softcap: decode bfloat16 8/2x128 softcap=5.0", True),
     _three("v3", "given.get(\"causal\", False)", "False", "dense plain: extend bfloat16 8/2x128", True),

@@ -229,7 +229,7 @@ def test_what_a_model_gets() -> None:
     for part in (now, later):  # every arch is in one row
         assert {name.partition(":")[0] for name in part} == {"cuda", "rocm", "npu", "musa", "cpu"}
     assert now["cuda: sm90"]["sinks and window (gpt-oss)"] == "flash_attn_3"
-    assert now["cpu"]["MLA"] == "torch"
+    assert now["cpu"]["MLA"] == "cpu"
     assert later["cuda: sm100, sm103"]["sinks and window (gpt-oss)"] == "trtllm_mha"
     assert later["cuda: sm100, sm103"]["MLA"] == "trtllm_ragged / trtllm_mla"
     assert now["npu: ascend910a, ascend310p"]["dense bf16"] == "none"

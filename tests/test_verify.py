@@ -207,7 +207,8 @@ def test_an_absent_package_is_named(capsys: pytest.CaptureFixture[str], monkeypa
     from hal.packages import Package
 
     package = Package("no-such-kernels", "no_such_kernels", "pip install no-such-kernels")
-    monkeypatch.setattr(registry.get("torch"), "packages", (package,))
+    for name in ("torch", "cpu"):
+        monkeypatch.setattr(registry.get(name), "packages", (package,))
     code, out, err = run(capsys, "--device", "cpu", "--case", SCALE)
     assert code == 1
     assert any(line.startswith("torch ") and "no-such-kernels" in line for line in out.splitlines()), out
