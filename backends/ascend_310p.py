@@ -103,11 +103,17 @@ def _causal(contract: inspect.Signature, causal: bool, window_size: Any) -> bool
 
 
 def _check_q(config: AttentionConfig, q: Tensor, k: Tensor) -> None:
-    import torch
+    """Head counts go to the ops as numbers, of which they believe whatever divides."""
+    if q.shape[-2:] != (config.num_heads, config.head_dim) or q.dtype != k.dtype:
+        raise ValueError(f"q {q.dtype} {tuple(q.shape)} is not supported ({_NAME}: {k.dtype} of {config.num_heads} "
+                         f"heads of {config.head_dim}, as the keys and the config)")
 
-    if q.shape[-2:] != (config.num_heads, config.head_dim) or q.dtype != torch.float16 or k.dtype != torch.float16:
-        raise ValueError(f"q {q.dtype} {tuple(q.shape)} with keys of {k.dtype} is not supported ({_NAME}: float16 of "
-                         f"{config.num_heads} heads of {config.head_dim}, as in the config)")
+
+def _outside_graphs(capturing: Callable[[], bool]) -> None:
+    """Lengths on the host would stay those of the capture."""
+    if capturing():
+        raise RuntimeError(f"{_NAME} inside an NPUGraph is not supported (graph level never): it would keep the "
+                           "lengths of this call; run it eagerly")
 
 
 def _result(step: Step | None, out: Tensor | None, q: Tensor) -> Tensor:
@@ -126,10 +132,11 @@ def _over_pages(config: AttentionConfig) -> Callable[..., Tensor]:
     scale) -> [T, Hq, D]."""
     import torch_npu
 
-    planned = ascend_310p_plans.cached(_NAME)
+    planned, capturing = ascend_310p_plans.cached(_NAME), torch_npu.npu.is_current_stream_capturing
 
     def attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, seqlens: Any, cu_seqlens_q: Any,
                batch: int, len_q: int, max_seqlen_q: int | None, causal: bool, scale: float) -> Tensor:
+        _outside_graphs(capturing)
         page_size = k_cache.shape[2]
         table = table_rows(_NAME, page_table, batch)
         step = planned(q.device, (seqlens, cu_seqlens_q),
@@ -176,7 +183,7 @@ def _kvcache(config: AttentionConfig, over_pages: Callable[..., Tensor]) -> Call
 def _varlen(config: AttentionConfig, over_pages: Callable[..., Tensor]) -> Callable[..., Any]:
     import torch_npu
 
-    planned = ascend_310p_plans.packed(_NAME)
+    planned, capturing = ascend_310p_plans.packed(_NAME), torch_npu.npu.is_current_stream_capturing
 
     def flash_attn_varlen_func(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any = None,
                                max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, *,
@@ -201,6 +208,7 @@ def _varlen(config: AttentionConfig, over_pages: Callable[..., Tensor]) -> Calla
             result = over_pages(q, k, v, page_table, seqused_k, cu_seqlens_q, cu_seqlens_q.shape[0] - 1, 0,
                                 max_seqlen_q, causal, scale)
             return shaped(q, cu_seqlens_q, result, None, out, False)
+        _outside_graphs(capturing)
         step = planned(q.device, (cu_seqlens_q, cu_seqlens_k),
                        (q.shape[0], k.shape[0], max_seqlen_q, max_seqlen_k, causal))
         if step is None:

@@ -6,6 +6,7 @@ multiple of 16, format NZ changes the name alone: not one element moves.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ NZ = 29  # ACL_FORMAT_FRACTAL_NZ
 TILE: int = RULES["310P: multiple of packed tokens"].limit
 HIDDEN = -60000.0  # ATB's tests of 310P add this to the scores that are not to count, in float16
 _ALLOW = "ALLOW_INTERNAL_FORMAT"
+_setting = threading.Lock()
 
 
 def as_nz(x: Tensor) -> Tensor:
@@ -33,12 +35,13 @@ def as_nz(x: Tensor) -> Tensor:
     import torch_npu
 
     core: Any = torch_npu._C
-    before = core._npu_getOption(_ALLOW)
-    core._npu_setOption({_ALLOW: "enable"})
-    try:
-        x = torch_npu.npu_format_cast(x, NZ)
-    finally:
-        core._npu_setOption({_ALLOW: before.decode()})
+    with _setting:
+        before = core._npu_getOption(_ALLOW)
+        core._npu_setOption({_ALLOW: "enable"})
+        try:
+            x = torch_npu.npu_format_cast(x, NZ)
+        finally:
+            core._npu_setOption({_ALLOW: before.decode()})
     seen = format_of(x)
     if seen != NZ:
         raise RuntimeError(f"npu_format_cast gave format {seen}, not NZ ({NZ}), the only one that 310P's ops write "
@@ -84,9 +87,9 @@ def caches(name: str, config: AttentionConfig, k: Tensor, v: Tensor, argument: s
 
 
 @cache
-def triangle(device: str, size: int) -> Tensor:
+def triangle(device: torch.device, size: int) -> Tensor:
     """[1, size / 16, size, 16] for size queries over as many keys: HIDDEN above the diagonal."""
-    return rows(on_device(range(size), _device(device)), size)
+    return rows(on_device(range(size), device), size)
 
 
 def rows(last: Tensor, size: int) -> Tensor:
@@ -96,12 +99,6 @@ def rows(last: Tensor, size: int) -> Tensor:
     keys = torch.arange(size, device=last.device)
     mask = (keys > last[:, None]).half() * HIDDEN
     return as_nz(mask.view(1, -1, size // TILE, TILE).transpose(1, 2).contiguous())
-
-
-def _device(text: str) -> torch.device:
-    import torch
-
-    return torch.device(text)
 
 
 def _slots(name: str) -> Planner:

@@ -139,7 +139,7 @@ def packed(name: str) -> Planner:
         lengths[-1] += more
         order, of_keys = order + order[-1:] * more, of_keys + of_keys[-1:] * more
         size = max(128, 1 << (max(lengths) - 1).bit_length())  # few sizes, so that a mask serves many steps
-        return Step(_int32(lengths), None, triangle(str(device), size), _moved(order, total_q, device),
+        return Step(_int32(lengths), None, triangle(device, size), _moved(order, total_q, device),
                     _moved(of_keys, total_k, device), **_backed(order, seeing, total_q, device))
 
     return Planner(ascend_310p_packed)
