@@ -10,8 +10,8 @@ from hal.backends import ascend_310p_plans
 from hal.backends.ascend import Ascend, check_out, shaped
 from hal.backends.ascend_310p_cache import as_nz, caches, shape, size_reasons, writer
 from hal.backends.ascend_310p_plans import Step
+from hal.backends.ascend_310p_rules import RULES, reasons
 from hal.backends.ascend_cache import table_rows
-from hal.backends.ascend_rules import RULES, reasons
 from hal.backends.refuse import mask, refuse, require
 from hal.capabilities import HeadDims, PageSizes
 from hal.contract import VARLEN, WITH_KVCACHE
@@ -42,10 +42,10 @@ class Ascend310P(AttentionBackend):
 
     name = _NAME
     packages = Ascend.packages
-    platforms = {"npu": RULES["310P: arch"].limit}
-    dtypes = RULES["310P: dtype"].limit
-    head_dims = HeadDims(low=16, high=RULES["310P: head_dim"].limit, step=16)
-    page_sizes = PageSizes(RULES["310P: page_size"].limit[0], only=RULES["310P: page_size"].limit)
+    platforms = {"npu": RULES["arch"].limit}
+    dtypes = RULES["dtype"].limit
+    head_dims = HeadDims(low=16, high=RULES["head_dim"].limit, step=16)
+    page_sizes = PageSizes(RULES["page_size"].limit[0], only=RULES["page_size"].limit)
     calls = frozenset({"packed_decode", "paged_varlen", "out"})
     refusals = dict.fromkeys(("sliding_window", "sinks", "non_causal", "return_softmax_lse"), _OPS)
     max_decode_query_len = None  # AscendAttentionState.SpecDecoding goes through splitfuse
@@ -55,20 +55,19 @@ class Ascend310P(AttentionBackend):
     sources = ("vllm-ascend 182b75ea, vllm_ascend/_310p/attention",
                "Ascend ATB ddcc8b62, src/ops/ops_infer and src/kernels/mixkernels: paged attention, self attention "
                "(PA_ENCODER), reshape_and_cache", "Ascend op-plugin 517f2e7d, op_plugin/ops/atb and _atb_api_docs.py",
-               "torch_npu, op schemas of libop_plugin_atb.so", "backends/ascend_rules.py, rule by rule")
+               "torch_npu, op schemas of libop_plugin_atb.so", "backends/ascend_310p_rules.py, rule by rule")
 
     @classmethod
     def preferred_page_size(cls, config: AttentionConfig) -> int:
         """The first that goes with the head dim, as vllm-ascend chooses."""
-        sizes: tuple[int, ...] = RULES["310P: page_size"].limit
+        sizes: tuple[int, ...] = RULES["page_size"].limit
         return next((size for size in sizes if not size_reasons(cls.name, config, size)), cls.page_sizes.preferred)
 
     @classmethod
     def extra_reasons(cls, config: AttentionConfig, platform: Platform, phase: str) -> list[str]:
-        size = config.page_size if config.page_size is not None else min(RULES["310P: page_size"].limit)
-        wide = {"310P: num_heads": config.num_heads,
-                "310P: num_heads * head_dim": config.num_heads * config.head_dim}
-        return [*size_reasons(cls.name, config, size), *reasons(cls.name, platform.arch, wide)]
+        size = config.page_size if config.page_size is not None else min(RULES["page_size"].limit)
+        wide = {"num_heads": config.num_heads, "num_heads * head_dim": config.num_heads * config.head_dim}
+        return [*size_reasons(cls.name, config, size), *reasons(cls.name, wide)]
 
     @classmethod
     def bind(cls, config: AttentionConfig, platform: Platform, package: Package | None) -> Bound:

@@ -12,8 +12,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from hal.backends import ascend_plans
+from hal.backends.ascend_310p_rules import RULES
 from hal.backends.ascend_plans import Slots, on_device
-from hal.backends.ascend_rules import RULES
 from hal.plan import Planner
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hal.config import AttentionConfig
 
 NZ = 29  # ACL_FORMAT_FRACTAL_NZ
-TILE: int = RULES["310P: multiple of packed tokens"].limit
+TILE: int = RULES["columns of a tile"].limit
 HIDDEN = -60000.0  # ATB's tests of 310P add this to the scores that are not to count, in float16
 _ALLOW = "ALLOW_INTERNAL_FORMAT"
 _setting = threading.Lock()
@@ -64,7 +64,7 @@ def shape(name: str, config: AttentionConfig, num_pages: int, page_size: int) ->
 
 
 def size_reasons(name: str, config: AttentionConfig, page_size: int) -> list[str]:
-    rule = RULES["310P: head_dim * page_size"]
+    rule = RULES["head_dim * page_size"]
     return [f"head_dim {config.head_dim} with page_size {page_size} is not supported ({name}: head_dim * page_size "
             f"{rule})"] if rule.breaks(config.head_dim * page_size) else []
 
@@ -79,7 +79,7 @@ def caches(name: str, config: AttentionConfig, k: Tensor, v: Tensor, argument: s
     if k.shape != v.shape:
         raise ValueError(f"{argument.replace('k', 'v', 1)} {tuple(v.shape)} beside {argument} {tuple(k.shape)} is not "
                          f"supported ({name}: as many pages, of one size)")
-    sizes = RULES["310P: page_size"]
+    sizes = RULES["page_size"]
     if sizes.breaks(k.shape[2]):
         raise ValueError(f"page_size {k.shape[2]} is not supported ({name}: {sizes})")
     for reason in size_reasons(name, config, k.shape[2]):

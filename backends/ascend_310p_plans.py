@@ -7,13 +7,15 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hal.backends.ascend_310p_cache import TILE, rows, triangle
+from hal.backends.ascend_310p_rules import RULES, check
 from hal.backends.ascend_plans import _between, _hosts, _longest, _queries, on_device
-from hal.backends.ascend_rules import check
 from hal.plan import Planner
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+TOKENS: int = RULES["multiple of packed tokens"].limit
 
 
 class Step(NamedTuple):
@@ -85,7 +87,7 @@ def cached(name: str) -> Planner:
             return None
         counts = [min(queries[b], keys[b]) for b in seen]  # the first queries of more than there are keys see none
         single = max(queries) == 1
-        check(name, None, "310P: sequences of one query" if single else "310P: sequences", len(seen))
+        check(name, "sequences of one query" if single else "sequences", len(seen))
         order = [i for b, count in zip(seen, counts) for i in range(ends[b] - count, ends[b])]
         mask = None
         if not single:
@@ -134,8 +136,8 @@ def packed(name: str) -> Planner:
             of_keys += range(ends_k[b], ends_k[b + 1])
         if not lengths:
             return None
-        check(name, None, "310P: sequences", len(lengths))
-        more = -len(order) % TILE
+        check(name, "sequences", len(lengths))
+        more = -len(order) % TOKENS
         lengths[-1] += more
         order, of_keys = order + order[-1:] * more, of_keys + of_keys[-1:] * more
         size = max(128, 1 << (max(lengths) - 1).bit_length())  # few sizes, so that a mask serves many steps

@@ -3,8 +3,8 @@
 Declarations, selection's further reasons and the adapters read these rows and nothing else.
 
 V1, V2: Ascend op-plugin 517f2e7d, documents of npu_fused_infer_attention_score and .._v2. TILING: CANN ops-transformer
-a093e954, the checks of attention/fused_infer_attention_score/op_host. ATB: Ascend ATB ddcc8b62, by file. DOC: op-plugin
-517f2e7d, op_plugin/python/atb/_atb_api_docs.py.
+a093e954, the checks of attention/fused_infer_attention_score/op_host. ATB: Ascend ATB ddcc8b62,
+paged_attention_operation.cpp.
 """
 
 from __future__ import annotations
@@ -61,13 +61,8 @@ RULES = {rule.what: rule for rule in (
     Rule("310P: arch", ("ascend310p",), "vllm-ascend 182b75ea, _310p/attention"),
     Rule("310P: dtype", ("float16",), "torch_npu, IsBF16Supported: SoC 220 and above"),
     Rule("310P: page_size", (128, 64), "vllm-ascend 182b75ea, _310p: get_supported_kernel_block_sizes"),
-    Rule("310P: head_dim", 256, "ATB, paged_attention_operation.cpp: headSize up to 256, multiples of 16"),
-    Rule("310P: head_dim * page_size", 16384, "ATB, paged_attention_operation.cpp: headSize * blockSize"),
-    Rule("310P: num_heads", 256, "ATB, paged_attention_tiling.cpp: parallel headnum"),
-    Rule("310P: num_heads * head_dim", 16384, "ATB, paged_attention_tiling.cpp: parallel block and embedding"),
-    Rule("310P: sequences", 2000, "ATB, paged_attention_tiling.cpp and flash_attention_nz_tiling.cpp; DOC: batch"),
-    Rule("310P: sequences of one query", 2048, "DOC, _npu_paged_attention_v2: batch"),
-    Rule("310P: multiple of packed tokens", 16, "DOC, _npu_flash_attention_v2: nTokens is rounded up to 16"),
+    Rule("310P: head_dim", 256, "ATB, 310P: headSize up to 256, multiples of 16"),
+    Rule("310P: head_dim * page_size", 16384, "ATB, 310P: headSize * blockSize"),
 )}
 
 # Feature -> why the op has it not.

@@ -92,7 +92,7 @@ EMULATED = {
     "flash_attn_mla": Emulated(*_THREE),
     "ascend": Emulated(*_NPU),
     "ascend_mla": Emulated(*_NPU),
-    "ascend_310p": Emulated("tests/fake_npu/answer.py", "npu", ("ascend310p",), _fake_npu),
+    "ascend_310p": Emulated("tests/fake_npu/atb.py", "npu", ("ascend310p",), _fake_npu),
 }
 
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import torch
 
-from fake_npu import atb, aten, attention_update, fused_infer, fusion_attention, kv_cache
+from fake_npu import aten, attention_update, fused_infer, fusion_attention, kv_cache
 from fake_npu.decode import AddressError, RawCall, call_of
 from fake_npu.refusal import Refused
 from fake_npu.signatures import SIGNATURES
@@ -25,10 +25,9 @@ AICORE_EXCEPTION = 507015  # what the chip reports of an address that is not its
 # What computes, and what checks before: operators without rules have none.
 COMPUTE: dict[str, Callable[[SimpleNamespace], None]] = {
     **aten.COMPUTE, **fused_infer.COMPUTE, **kv_cache.COMPUTE, **attention_update.COMPUTE,
-    **fusion_attention.COMPUTE, **atb.COMPUTE}
+    **fusion_attention.COMPUTE}
 CHECK: dict[str, Callable[[SimpleNamespace], None]] = {
-    **fused_infer.CHECK, **kv_cache.CHECK, **attention_update.CHECK, **fusion_attention.CHECK,
-    **atb.CHECK}
+    **fused_infer.CHECK, **kv_cache.CHECK, **attention_update.CHECK, **fusion_attention.CHECK}
 
 # The latest operators, in order of their computing: name, and each argument's value, or shape and dtype.
 calls: deque[tuple[str, dict[str, object]]] = deque(maxlen=10_000)

@@ -6,7 +6,7 @@ op_plugin/python/atb/_atb_api_docs.py. TEST: ATB's tests for 310P, whose expecte
 NZ layout mean (tests/apitest/opstest/python/operations/paged_attention/.._parallel_decoding_310P.py).
 
 A refusal is the status of Setup, which op-plugin raises. It drops the status of Execute, so what only an execution
-finds leaves the output unwritten: NaN here.
+finds leaves the output unwritten: NaN here. Imported by runtime/atb.cpp when the first operation is set up.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from fake_npu import answer
 from fake_npu.decode import FRACTAL_NZ
 from fake_npu.refusal import Rule, check
+from fake_npu.signatures import SIGNATURES
 
 TILE = 16
 AREA = 128 * 128
@@ -264,8 +266,16 @@ def _write(a: SimpleNamespace) -> None:
         cache[twice // size, :, twice % size] = NOBODYS
 
 
-COMPUTE = {"atbPagedAttentionOperation": _paged, "atbSelfAttentionOperation": _encoder,
-           "atbReshapeAndCacheOperation": _write}
-CHECK = {"atbPagedAttentionOperation": lambda a: check(PAGED, a),
-         "atbSelfAttentionOperation": lambda a: check(ENCODER, a),
-         "atbReshapeAndCacheOperation": lambda a: check(WRITE, a)}
+# With what runtime/atb.cpp reads of each, in its order; letters as in signatures.py.
+_ANSWERS = (
+    ("PagedAttention", ("query:T key_cache:T value_cache:T block_table:T context_lens:T mask:T q_lens:A q_lens_dtype:i "
+                        "out:T scale:d head_num:i kv_head_num:i mask_type:i calc_type:i"), PAGED, _paged),
+    ("SelfAttention", ("query:T key:T value:T mask:T seq_len:A seq_len_dtype:i seq_len_dims:i out:T scale:d head_num:i "
+                       "kv_head_num:i mask_type:i triu:i"), ENCODER, _encoder),
+    ("ReshapeAndCache", "key:T value:T key_cache:T value_cache:T slots:T kv_cache_cfg:i", WRITE, _write),
+)
+for _name, _arguments, _rules, _compute in _ANSWERS:
+    _operation = f"atb{_name}Operation"
+    SIGNATURES[_operation] = tuple((part[:-2], part[-1]) for part in _arguments.split())
+    answer.CHECK[_operation] = lambda a, rules=_rules: check(rules, a)  # type: ignore[misc]
+    answer.COMPUTE[_operation] = _compute

@@ -140,7 +140,7 @@ def _other(index: int, name: str) -> str:
 
 def _operators(looked_up: Iterable[str]) -> Iterable[str]:
     unanswered = {name for name in looked_up if name.startswith("aclnn")} - set(ABSENT)
-    for name in (name for name in SIGNATURES if name.startswith("aclnn")):
+    for name in SIGNATURES:
         unanswered -= {name, f"{name}GetWorkspaceSize", f"{name}GetMaxWorkspaceSize"}
         yield f'PREPARE({name}GetWorkspaceSize, "{name}", "{letters(name)}") LAUNCH({name})'
         yield f'PREPARE({name}GetMaxWorkspaceSize, "{name}", "{letters(name)}")'

@@ -1,5 +1,4 @@
-"""The aclnn operators that are answered, with their arguments in order: what op-plugin passes to EXEC_NPU_CMD, and
-ATB's operations, with what runtime/atb.cpp reads of theirs.
+"""The aclnn operators that are answered, with their arguments in order: what op-plugin passes to EXEC_NPU_CMD.
 
 T tensor, L tensor list, S scalar, A int array, B bool array, i int64, b bool, d double, f float, s text, e a dtype or
 an int8 enum. Source: op_plugin/ops/opapi/*.cpp of Ascend/op-plugin; the C functions' own headers come with CANN.
@@ -41,14 +40,6 @@ _ATTENTION = {
                             "keep_prob:d pre_tokens:i next_tokens:i head_num:i input_layout:s inner_precise:i "
                             "sparse_mode:i softmax_max:T softmax_sum:T softmax_out:T out:T"),
     "AttentionUpdate": "lse:L local_out:L update_type:i out:T lse_out:T",
-}
-
-_ATB = {
-    "PagedAttentionOperation": ("query:T key_cache:T value_cache:T block_table:T context_lens:T mask:T q_lens:A "
-                                "q_lens_dtype:i out:T scale:d head_num:i kv_head_num:i mask_type:i calc_type:i"),
-    "SelfAttentionOperation": ("query:T key:T value:T mask:T seq_len:A seq_len_dtype:i seq_len_dims:i out:T scale:d "
-                               "head_num:i kv_head_num:i mask_type:i triu:i"),
-    "ReshapeAndCacheOperation": "key:T value:T key_cache:T value_cache:T slots:T kv_cache_cfg:i",
 }
 
 _TORCH = {
@@ -111,8 +102,8 @@ _TORCH = {
 }
 
 SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
-    f"{library}{name}": tuple((part.partition(":")[0], part.partition(":")[2]) for part in text.split())
-    for library, operators in (("aclnn", _ATTENTION | _TORCH), ("atb", _ATB)) for name, text in operators.items()
+    f"aclnn{name}": tuple((part.partition(":")[0], part.partition(":")[2]) for part in text.split())
+    for name, text in (_ATTENTION | _TORCH).items()
 }
 
 

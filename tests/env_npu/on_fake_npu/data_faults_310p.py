@@ -36,7 +36,7 @@ FAULTS = (
     _fault("KV heads swapped with the query's", _DECODE, (_MAIN, '"num_kv_heads": config.num_kv_heads,\n                "num_heads": config.num_heads,', '"num_kv_heads": config.num_heads,\n                "num_heads": config.num_kv_heads,')),
     _fault("KV heads of the query in prefill", _PREFILL, (_MAIN, "num_kv_heads=config.num_kv_heads, out=made", "num_kv_heads=config.num_heads, out=made")),
     _fault("page table of another sequence", _DECODE, (_MAIN, "table if step.table is None else table.index_select(0, step.table)}", "table[:len(step.keys)]}")),
-    _fault("tokens not padded to 16", _PREFILL, (_PLANS, "more = -len(order) % TILE", "more = 0")),
+    _fault("tokens not padded to 16", _PREFILL, (_PLANS, "more = -len(order) % TOKENS", "more = 0")),
     _fault("sequences without queries left in", _EXTEND, (_PLANS, "seen = [b for b in range(batch) if min(queries[b], keys[b])]", "seen = [b for b in range(batch) if keys[b]]")),
     _fault("rows without keys left as they are", _DECODE, (_MAIN, "out.index_copy_(0, step.blind, out.new_zeros(len(step.blind), *out.shape[1:]))", "pass")),
     _fault("results not put back", "dense lengths: prefill float16 8/2x128 few queries", (_MAIN, "out = out.index_select(0, step.back)", "out = out[:len(step.back)]")),

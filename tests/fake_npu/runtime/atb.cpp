@@ -5,6 +5,7 @@
 #include "fake.h"
 
 #include <cstring>
+#include <dlfcn.h>
 #include <string>
 #include <vector>
 
@@ -126,7 +127,7 @@ std::uint64_t elements(const Dims& shape) {
     return product;
 }
 
-// The arguments of a call as fake_npu_prepare() reads them, in the order of signatures.py.
+// The arguments of a call as fake_npu_prepare() reads them, in the order of atb.py.
 class Arguments {
  public:
     ~Arguments() {
@@ -171,6 +172,22 @@ class Arguments {
     std::vector<double> reals;
     std::vector<void*> tensors, arrays;
 };
+
+bool import_answers() {
+    static const bool imported = [] {
+        auto ensure = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "PyGILState_Ensure"));
+        auto release = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "PyGILState_Release"));
+        auto import = reinterpret_cast<void* (*)(const char*)>(dlsym(RTLD_DEFAULT, "PyImport_ImportModule"));
+        auto print = reinterpret_cast<void (*)()>(dlsym(RTLD_DEFAULT, "PyErr_Print"));
+        if (!ensure || !import) return false;
+        const int state = ensure();
+        const bool found = import("fake_npu.atb");
+        if (!found) print();
+        release(state);
+        return found;
+    }();
+    return imported;
+}
 
 const char* name_of(const infer::PagedAttentionParam&) { return "atbPagedAttentionOperation"; }
 const char* name_of(const infer::SelfAttentionParam&) { return "atbSelfAttentionOperation"; }
@@ -224,6 +241,7 @@ class Answered : public Operation {
     Status Setup(const VariantPack& pack, std::uint64_t& workspace, Context*) override {
         workspace = 0;
         forget();
+        if (!import_answers()) return fake::fail(fake::INNER, "fake_npu.atb could not be imported");
         Arguments arguments;
         int code = fill(arguments, param, pack)
                        ? arguments.prepare(name_of(param), &executor)
