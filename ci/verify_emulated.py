@@ -69,7 +69,7 @@ def _cuda(*packages: str) -> Callable[[str], AbstractContextManager[Any]]:
 
 
 # Arch -> the SoC of tests/fake_npu that stands for it.
-SOCS = {"ascend910b": "910b1", "ascend910c": "910_9391", "ascend950": "950"}
+SOCS = {"ascend910b": "910b1", "ascend910c": "910_9391", "ascend950": "950", "ascend310p": "310p3"}
 
 
 def _fake_npu(arch: str) -> AbstractContextManager[Any]:
@@ -79,7 +79,7 @@ def _fake_npu(arch: str) -> AbstractContextManager[Any]:
 
 # Version 3's providers at once: what one refuses (sinks, context parallelism) the next serves.
 _THREE = ("tests/emulators/flash_attn_3.py", "cuda", ("sm90",), _cuda("flash-attn-3", "sglang-kernel", "vllm"))
-_NPU = ("tests/fake_npu/answer.py", "npu", tuple(SOCS), _fake_npu)
+_NPU = ("tests/fake_npu/answer.py", "npu", ("ascend910b", "ascend910c", "ascend950"), _fake_npu)
 _MATE = ("tests/emulators/mate.py", "musa", ("mp31",), _mate)
 EMULATED = {
     "mate": Emulated(*_MATE),
@@ -92,6 +92,7 @@ EMULATED = {
     "flash_attn_mla": Emulated(*_THREE),
     "ascend": Emulated(*_NPU),
     "ascend_mla": Emulated(*_NPU),
+    "ascend_310p": Emulated("tests/fake_npu/atb.py", "npu", ("ascend310p",), _fake_npu),
 }
 
 

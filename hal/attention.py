@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hal import env, registry
@@ -111,17 +112,19 @@ def _bind(backend: type[AttentionBackend], decision: Decision, packages: Package
     except (Exception, SystemExit) as error:
         raise BindError(f"backend {backend.name} passed selection on {decision.platform} but could not be bound: "
                            f"{type(error).__name__}: {error}") from error
+    logical = partial(backend.logical_cache, decision.config)
     functions = {"flash_attn_with_kvcache": bound.flash_attn_with_kvcache,
                  "flash_attn_varlen_func": bound.flash_attn_varlen_func}
     if env.get("HAL_CHECK"):
         from hal.context import verified
         from hal.validation import checked
 
-        functions = {name: verified(checked(function, decision.config, name)) for name, function in functions.items()}
+        functions = {name: verified(checked(function, decision.config, name, logical))
+                     for name, function in functions.items()}
     from hal.custom_ops import compilable  # imports torch, which bind has loaded by now
 
     bound_for = f"{backend.name} {decision.platform} {decision.platform.torch_device} {decision.config}"
-    return BoundPhase(backend, Bound(**{name: compilable(function, name, bound_for)
+    return BoundPhase(backend, Bound(**{name: compilable(function, name, bound_for, logical)
                                         for name, function in functions.items()}))
 
 

@@ -13,6 +13,8 @@ from hal.levels import REACHED
 from hal.packages import Package, Packages
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hal.platform import Platform
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class AttentionBackend:
             return proven
         own = cls.levels.get(str(platform), cls.levels.get(platform.kind, LEVELS[0]))
         return max(proven, own, key=LEVELS.index)
+
+    @classmethod
+    def preferred_page_size(cls, config: AttentionConfig) -> int:
+        """Of `page_sizes` the one to take where none was asked for."""
+        return cls.page_sizes.preferred
 
     @classmethod
     def q_dtype(cls, config: AttentionConfig) -> str:
@@ -244,6 +251,13 @@ class AttentionBackend:
         from hal.kv_cache import new_kv_cache
 
         return new_kv_cache(config, device, num_pages, page_size)
+
+    @classmethod
+    def logical_cache(cls, config: AttentionConfig, x: Tensor) -> Tensor:
+        """A cache in the contract's shape, for checks and for shapes of results: itself, where strides express its
+        layout; else a view of its memory, whose numbers stand elsewhere. What is no cache of this backend comes back.
+        """
+        return x
 
     @classmethod
     def write_kv_cache(cls, config: AttentionConfig) -> Callable[..., None]:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Kernel:
     """What an op's number stands for. A class of its own because not every callable can be referred to weakly."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any], logical: Callable[[Any], Any]) -> None:
+        self.function, self.logical = function, logical
 
 
 # number -> kernel, as long as its bound function lives.
@@ -58,11 +58,13 @@ OPS: dict[str, Callable[..., Any]] = {}
 _defining = threading.Lock()
 
 
-def compilable(function: Callable[..., Any], name: str, bound_for: str = "") -> Callable[..., Any]:
+def compilable(function: Callable[..., Any], name: str, bound_for: str = "",
+               logical: Callable[[Any], Any] = lambda x: x) -> Callable[..., Any]:
     """`function` (bound, of the contract's function `name`), which torch.compile sees as one opaque op.
 
     bound_for: the backend, configuration and device. Equal texts give equal numbers in any process, others don't: a
-    graph that was saved finds the kernel of its own configuration where it is loaded, or none.
+    graph that was saved finds the kernel of its own configuration where it is loaded, or none. logical: a cache in the
+    contract's shape (AttentionBackend.logical_cache).
     Eager calls go straight through. Under torch.compile, scheduler_metadata must be a tensor or None, bounds ints.
     """
     import torch
@@ -71,7 +73,7 @@ def compilable(function: Callable[..., Any], name: str, bound_for: str = "") -> 
         if not OPS:
             OPS.update({name + suffix: _define(name, suffix, written)
                         for name, variants in VARIANTS.items() for suffix, written in variants.items()})
-    kernel = Kernel(function)
+    kernel = Kernel(function, logical)
     with _defining:
         nth = _bound[bound_for] = _bound[bound_for] + 1
         # 7 bytes: it fits into a schema's int.
@@ -177,6 +179,9 @@ def _fake(name: str, a: dict[str, Any]) -> tuple[Tensor, Tensor]:
     import torch
 
     q, v = a["q"], a["v_cache"] if name == "flash_attn_with_kvcache" else a["v"]
+    kernel = KERNELS.get(a["impl"])
+    if kernel is not None and a.get("page_table") is not None:
+        v = kernel.logical(v)
     dtype = q.dtype if q.dtype.itemsize > 1 else torch.bfloat16
     if not (a.get("return_softmax_lse") or a.get("return_attn_probs")):
         shape: tuple[Any, ...] = (0,)

@@ -60,6 +60,9 @@ REACHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "npu:ascend910c": ("emulated", "emulated-ascend_mla-npu-ascend910c.json"),
         "npu:ascend950": ("emulated", "emulated-ascend_mla-npu-ascend950.json"),
     },
+    "ascend_310p": {
+        "npu:ascend310p": ("emulated", "emulated-ascend_310p-npu-ascend310p.json"),
+    },
     "mate_mla": {
         "musa:mp31": ("emulated", "emulated-mate_mla-musa-mp31.json"),
     },

@@ -103,7 +103,7 @@ def _preferred_sizes(question: Question) -> tuple[list[int], Refused]:
                 if reasons_of(backend, kind.config, question, phase, None):
                     refused.add((kind.kind, phase, backend))
                 elif backend.reads(kind.config, phase):
-                    sizes.append(backend.page_sizes.preferred)
+                    sizes.append(backend.preferred_page_size(kind.config))
     return list(dict.fromkeys([*sizes, math.lcm(*sizes)])) if sizes else [], refused
 
 

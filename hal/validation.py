@@ -50,14 +50,21 @@ class Call:
     owner: list[int]
 
 
-def checked(function: Callable[..., Any], config: AttentionConfig, name: str) -> Callable[..., Any]:
-    """`function` with every call validated first, and held to the config it was bound for (HAL_CHECK=1)."""
+def checked(function: Callable[..., Any], config: AttentionConfig, name: str,
+            logical: Callable[[Any], Any] = lambda x: x) -> Callable[..., Any]:
+    """`function` with every call validated first, and held to the config it was bound for (HAL_CHECK=1).
+
+    logical: a paged cache of the backend's layout -> the same in the contract's shape (AttentionBackend.logical_cache).
+    """
+    caches = ("k_cache", "v_cache") if name == "flash_attn_with_kvcache" else ("k", "v")
     bind = contract.binder(contract.WITH_KVCACHE if name == "flash_attn_with_kvcache" else contract.VARLEN)
     check = check_with_kvcache if name == "flash_attn_with_kvcache" else check_varlen
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         arguments = bind(args, kwargs)
+        if arguments["page_table"] is not None:
+            arguments |= {cache: logical(arguments[cache]) for cache in caches if hasattr(arguments[cache], "view")}
         check(config, **arguments)
         check_config(config, arguments)
         return function(*args, **kwargs)

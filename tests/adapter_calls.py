@@ -58,12 +58,13 @@ ADAPTERS = {
     "aiter": Adapter("aiter", "aiter.ops.mha", "rocm:gfx942", 16),
     "ascend": Adapter("ascend", "torch_npu", "npu:ascend910b", 128, ({}, _SINKS)),
     "ascend_mla": Adapter("ascend_mla", "torch_npu", "npu:ascend910b", 128, _ABSORBED),
+    "ascend_310p": Adapter("ascend_310p", "torch_npu", "npu:ascend310p", 128),
 }
 # Adapters of absorbed MLA take other tensors than the calls below: latent_call makes theirs.
 LATENT = ("mate_mla", "mla", "mla_sglang", "mla_vllm", "ascend_mla")
 DENSE = tuple(name for name in ADAPTERS if name not in LATENT)
-# What a vendor calls once a step, before the attention.
-_PLANS = ("get_scheduler_metadata",)
+# What a vendor calls once a step, before the attention; and what masks and caches are made and looked at with.
+_PLANS = ("get_scheduler_metadata", "npu_format_cast", "get_npu_format")
 
 
 def claimed(package: Package) -> list[str]:
@@ -87,6 +88,8 @@ class Recorder:
         if module == "torch_npu":
             self.vendor.modules[module].npu = types.SimpleNamespace(  # type: ignore[attr-defined]
                 is_current_stream_capturing=lambda: False)
+            self.vendor.modules[module]._C = types.SimpleNamespace(  # type: ignore[attr-defined]
+                _npu_getOption=lambda name: b"", _npu_setOption=lambda option: None)
 
     @property
     def module(self) -> types.ModuleType:
@@ -99,9 +102,16 @@ class Recorder:
         return [call for call in made if call[0] not in _PLANS]
 
 
+_IN_PLACE = ("_npu_flash_attention", "_npu_paged_attention", "_npu_paged_attention_splitfuse", "_npu_reshape_and_cache")
+
+
 def _answer(module: str, function: str, a: types.SimpleNamespace) -> Any:
     """The vendor's results: kvcache of FlashAttention 3 and MATE adds two, varlen of 2 one; +inf: no keys."""
-    if function == "npu_scatter_pa_kv_cache" or function.endswith(".out"):
+    if function in ("npu_format_cast", "get_npu_format"):
+        return a.input if function == "npu_format_cast" else 29
+    if function in _IN_PLACE and hasattr(a, "out"):
+        a.out.zero_()
+    if function == "npu_scatter_pa_kv_cache" or function.endswith(".out") or function in _IN_PLACE:
         return None
     if function.endswith("_get_max_workspace"):
         return torch.zeros(1)
@@ -139,8 +149,9 @@ def ints(*values: int) -> Any:
 def kvcache_call(adapter: str, **more: Any) -> dict[str, Any]:
     """A paged decode call that every adapter accepts."""
     page = ADAPTERS[adapter][3]
-    return {"q": torch.zeros(B, 1, H, D), "k_cache": torch.zeros(8, page, HKV, D),
-            "v_cache": torch.zeros(8, page, HKV, D), "cache_seqlens": ints(5, 7),
+    shape = (8, HKV * D // 16, page, 16) if adapter == "ascend_310p" else (8, page, HKV, D)
+    return {"q": torch.zeros(B, 1, H, D), "k_cache": torch.zeros(shape), "v_cache": torch.zeros(shape),
+            "cache_seqlens": ints(5, 7),
             "page_table": ints(*range(B * PAGES)).reshape(B, PAGES), "causal": True, **more}
 
 
@@ -254,13 +265,15 @@ KVCACHE_REFUSED = {
                                                                     "sinks", "softcap"},
     "ascend_mla": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {
         "num_splits", "attention_chunk", "sinks", "softcap", "window_size"},
+    "ascend_310p": _HINTS | _DESCALES | _EXTENSIONS | _ROWS | _APPEND | {
+        "qv", "num_splits", "attention_chunk", "sinks", "softcap", "window_size", "causal", "return_softmax_lse"},
 }
 # Accepted although nothing of the call changes: what it says is checked against q, held by the lengths, or (where HAL
 # appends) in the cache's memory.
 _WRITTEN = {"k", "v", "cu_seqlens_k_new"}
 KVCACHE_CHECKED = {"fa2": {"max_seqlen_q"}, "fa4": {"max_seqlen_q"}, "fa3_vllm": {"max_seqlen_q", *_WRITTEN},
                    "diffkv_vllm": {"max_seqlen_q", *_WRITTEN}, "aiter": {"max_seqlen_q"},
-                   "ascend": {"max_seqlen_q", "out"},
+                   "ascend": {"max_seqlen_q", "out"}, "ascend_310p": {"max_seqlen_q", "out"},
                    "mate": {"max_seqlen_q", "out"}}
 
 VARLEN_SAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -315,8 +328,11 @@ VARLEN_REFUSED = {
                                                                     "deterministic"},
     "ascend_mla": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {
         "qv", "attention_chunk", "sinks", "softcap", "deterministic", "window_size", "page_table"},
+    "ascend_310p": _VARLEN_HINTS | _DESCALES | _EXTENSIONS | _SEQUSED | {
+        "qv", "attention_chunk", "sinks", "softcap", "deterministic", "window_size", "causal", "return_softmax_lse",
+        "return_attn_probs"},
 }
-VARLEN_CHECKED = {"ascend": {"max_seqlen_q", "max_seqlen_k", "out"}}
+VARLEN_CHECKED = {name: {"max_seqlen_q", "max_seqlen_k", "out"} for name in ("ascend", "ascend_310p")}
 
 
 # Tensors that the vendor gets as something else: Ascend's op wants lengths as lists from the host.
@@ -329,7 +345,8 @@ TRANSLATED = {
     **{name: {"cache_batch_idx", "cu_seqlens_k_new"} for name in ("fa3", "fa3_sglang", "diffkv", "diffkv_sglang")},
     **{name: {"cache_batch_idx", *_WRITTEN} for name in ("fa3_vllm", "diffkv_vllm")},
     "fa2": {"cache_batch_idx", "cu_seqlens_q", "cu_seqlens_k_new"},
-    "ascend": {"cache_seqlens", "cu_seqlens_q", "cu_seqlens_k", "out"}, "aiter": {"page_table"}, "mate": {"out"}}
+    "ascend": {"cache_seqlens", "cu_seqlens_q", "cu_seqlens_k", "out"},
+    "ascend_310p": {"cu_seqlens_q", "cu_seqlens_k", "out"}, "aiter": {"page_table"}, "mate": {"out"}}
 
 
 # --- all calls of an adapter ---
@@ -425,6 +442,10 @@ def vendor_calls(adapter: str) -> tuple[Call, ...]:
                             getattr(bound, function)(**call)
                     except ValueError:
                         continue  # refused: test_adapters.py says which and how
+        if adapter == "ascend_310p":
+            cls, config = registry.get(adapter), AttentionConfig(num_heads=H, num_kv_heads=HKV, dtype="float16")
+            new = torch.zeros(3, HKV, D, dtype=torch.float16)
+            cls.write_kv_cache(config)(new, new, *cls.new_kv_cache(config, "cpu", 2, 128), torch.tensor([7, -1, 130]))
         if adapter in ("ascend", "ascend_mla"):
             _more_calls(adapter, recorder)
             write = registry.get(adapter).write_kv_cache(AttentionConfig())

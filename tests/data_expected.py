@@ -411,7 +411,7 @@ NPU_ROWS = [
     Row("310p", "npu:ascend310p", FP16, NPU, D, "ascend_310p", ("ascend", "arch ascend310p"), f"{A3}: FIA tiling: Ascend310P is not supported; {P310}"),
     Row("310p prefill", "npu:ascend310p", FP16, NPU, P, "ascend_310p", None, P310),
     Row("310p page 64", "npu:ascend310p", {**FP16, **page(64), **dim(256)}, NPU, D, "ascend_310p", None, f"{P310}: 128, 64; {A3}: bs 64 => D <= 256"),
-    Row("310p page 128 dim 256", "npu:ascend310p", {**FP16, **page(128), **dim(256)}, NPU, D, "torch", ("ascend_310p", "head_dim * page_size 32768"), f"{A3}: D * block_size <= 16384"),
+    Row("310p page 128 dim 256", "npu:ascend310p", {**FP16, **page(128), **dim(256)}, NPU, D, "torch", ("ascend_310p", "head_dim 256 with page_size 128"), f"{A3}: D * block_size <= 16384"),
     Row("310p page 128", "npu:ascend310p", {**FP16, **page(128)}, NPU, D, "ascend_310p", None, f"{P310}: 128, 64"),
     Row("310p none", "npu:ascend310p", FP16, NONE, D, "torch", ("ascend_310p", "package torch-npu"), f"{F}: entry points of torch_npu"),
     Row("310p page 16", "npu:ascend310p", {**FP16, **page(16)}, NPU, D, "torch", ("ascend_310p", "page_size 16"), f"{P310}: 128, 64"),

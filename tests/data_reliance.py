@@ -44,6 +44,7 @@ _FUSED_V2_LEFT = (
 _NO_ROPE = "query_rope=None, key_rope=None"
 _SCATTER = _reliance(always="cache_mode, key, key_cache, slot_mapping, value, value_cache",
                      defaults="compress_lens=None, compress_seq_offsets=None, seq_lens=None")
+_PAGED = "query, key_cache, value_cache, num_kv_heads, num_heads, scale_value, block_table, context_lens, out"
 
 # (adapter of adapter_calls.py, vendor function) -> how it is called.
 RELIANCE = {
@@ -354,6 +355,15 @@ RELIANCE = {
     ("ascend_mla", "torch_npu._npu_fused_infer_attention_score_v2_get_max_workspace"): _reliance(
         always=f"{_FUSED}, {_FUSED_V2}, query_rope, key_rope", defaults=f"{_FUSED_V2_LEFT}, learnable_sink=None"),
     ("ascend_mla", "torch_npu.npu_scatter_pa_kv_cache"): _SCATTER,
+    ("ascend_310p", "torch_npu._npu_flash_attention"): _reliance(
+        always="query, key, value, mask, seq_len, scale_value, num_heads, num_kv_heads, out"),
+    ("ascend_310p", "torch_npu._npu_paged_attention"): _reliance(always=_PAGED, defaults="workspace=None"),
+    ("ascend_310p", "torch_npu._npu_paged_attention_splitfuse"): _reliance(always=f"{_PAGED}, mask, seq_len"),
+    ("ascend_310p", "torch_npu._npu_reshape_and_cache"): _reliance(
+        always="key, value, key_cache, value_cache, slot_indices"),
+    ("ascend_310p", "torch_npu.npu_format_cast"): _reliance(
+        positional="input, acl_format", defaults="customize_dtype=None, input_dtype=None"),
+    ("ascend_310p", "torch_npu.get_npu_format"): _reliance(positional="input"),
 }
 
 _FACTORY = "out=None, dtype=None, layout=None, device=None, pin_memory=False, requires_grad=False"

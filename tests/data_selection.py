@@ -119,7 +119,7 @@ REASONS: list[tuple[str, str, dict[str, Any], str]] = [
     ("npu:ascend910b", "ascend", {"num_heads": 257, "num_kv_heads": 257, "head_dim": 64},
      "num_heads 257 is not supported (ascend: up to 256)"),
     ("npu:ascend310p", "ascend_310p", {"dtype": "float16", "page_size": 128, "head_dim": 256},
-     "head_dim * page_size 32768 is not supported (ascend_310p: up to 16384)"),
+     "head_dim 256 with page_size 128 is not supported (ascend_310p: head_dim * page_size up to 16384)"),
     ("npu:ascend310p", "ascend_310p", {"dtype": "float16", "head_dim": 512},
      "head_dim 512 is not supported (ascend_310p: multiples of 16 from 16 to 256)"),
     ("npu:ascend310p", "ascend_310p", {"dtype": "float16", "sliding_window": 9},

@@ -40,7 +40,7 @@ from adapter_calls import (
     varlen_call,
 )
 
-from hal import AttentionConfig, contract, forward_context, registry
+from hal import AttentionConfig, contract, forward_context, registry, validation
 from hal.backends.ascend_rules import UNBOUNDED
 from hal.packages import Package
 
@@ -141,7 +141,7 @@ def test_defaults_spelled_out_are_accepted(bind: Any, adapter: str) -> None:
 
 # --- results ---
 
-@pytest.mark.parametrize("adapter", DENSE)
+@pytest.mark.parametrize("adapter", [name for name in DENSE if name != "ascend_310p"])  # which has none
 def test_lse_is_exactly_a_pair_with_minus_inf(bind: Any, adapter: str) -> None:
     bound, _ = bind(adapter, return_softmax_lse=True)
     out, lse = run(bound, "flash_attn_with_kvcache", kvcache_call(adapter, return_softmax_lse=True))
@@ -162,7 +162,8 @@ def test_lse_is_exactly_a_pair_with_minus_inf(bind: Any, adapter: str) -> None:
 
 @pytest.mark.parametrize(("adapter", "name"), [("fa3", "softmax_scale"), ("fa2", "softmax_scale"),
                                                ("mate", "softmax_scale"), ("aiter", "softmax_scale"),
-                                               ("ascend", "scale")])
+                                               ("ascend", "scale"),
+                                               ("ascend_310p", "scale_value")])
 def test_scale_of_the_config_is_the_default(bind: Any, adapter: str, name: str) -> None:
     bound, recorder = bind(adapter, softmax_scale=0.5)
     for function, call in (("flash_attn_with_kvcache", kvcache_call(adapter)),
@@ -526,6 +527,92 @@ def test_ascend_writes_the_cache_without_padding_slots(bind: Any) -> None:
         with pytest.raises(ValueError, match=match):
             write(**{"k": k, "v": v, "k_cache": caches[0], "v_cache": caches[1],
                      "slot_mapping": torch.tensor([7, -1, 130]), **change})
+
+
+def untiled(x: torch.Tensor) -> torch.Tensor:
+    """[1, n / 16, m, 16] as [m, n]."""
+    return x[0].transpose(0, 1).flatten(1)
+
+
+def test_ascend_310p_decode_and_extend(bind: Any) -> None:
+    bound, recorder = bind("ascend_310p")
+    call = kvcache_call("ascend_310p")
+    out = run(bound, "flash_attn_with_kvcache", call)
+    function, seen = recorder.calls[-1]
+    assert (function, out.shape) == ("_npu_paged_attention", (B, 1, H, D))
+    assert seen["key_cache"] is call["k_cache"]
+    assert (seen["num_heads"], seen["num_kv_heads"], seen["scale_value"]) == (H, HKV, D**-0.5)
+    assert seen["context_lens"] is call["cache_seqlens"], "on the device"
+    run(bound, "flash_attn_with_kvcache", kvcache_call("ascend_310p", q=torch.zeros(3, H, D), max_seqlen_q=2,
+                                                       cu_seqlens_q=ints(0, 1, 3)))
+    function, seen = recorder.calls[-1]
+    assert function == "_npu_paged_attention_splitfuse"
+    assert (seen["seq_len"].tolist(), seen["seq_len"].dtype) == ([1, 2], torch.int32)
+    assert seen["context_lens"].tolist() == [5, 7]
+    assert seen["mask"].shape == (1, 128 // 16, 16, 16)
+    hidden = untiled(seen["mask"])[:3] < 0
+    assert hidden.int().argmax(1).tolist() == [5, 6, 7], "the first key that a query does not see"
+    assert hidden.sum(1).tolist() == [123, 122, 121]
+
+
+def test_ascend_310p_prefill_pads_to_tiles(bind: Any) -> None:
+    bound, recorder = bind("ascend_310p")
+    call = varlen_call("ascend_310p", q=torch.arange(1.0, 6.0)[:, None, None].expand(5, H, D))
+    run(bound, "flash_attn_varlen_func", call)
+    function, seen = recorder.calls[-1]
+    assert function == "_npu_flash_attention"
+    assert seen["seq_len"].tolist() == [2, 14], "16 tokens, of which the last 11 are nobody's"
+    assert seen["query"][:, 0, 0].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0] + [5.0] * 11
+    assert torch.equal(untiled(seen["mask"]) < 0, torch.triu(torch.ones(128, 128), 1) > 0)
+    few = {"k": torch.arange(7.0)[:, None, None].expand(7, HKV, D), "cu_seqlens_k": ints(0, 4, 7), "max_seqlen_k": 4}
+    run(bound, "flash_attn_varlen_func", {**call, **few, "v": few["k"]})
+    seen = recorder.calls[-1][1]
+    assert seen["seq_len"].tolist() == [4, 12]
+    assert seen["query"][:7, 0, 0].tolist() == [2.0, 2.0, 1.0, 2.0, 3.0, 4.0, 5.0], "fewer queries stand last"
+    assert seen["key"][:7, 0, 0].tolist() == list(range(7))
+
+
+def test_ascend_310p_leaves_out_what_sees_no_key(bind: Any) -> None:
+    bound, recorder = bind("ascend_310p")
+    call = kvcache_call("ascend_310p", q=torch.ones(6, H, D), cu_seqlens_q=ints(0, 4, 6), max_seqlen_q=4,
+                        cache_seqlens=ints(3, 0))
+    run(bound, "flash_attn_with_kvcache", call)
+    seen = recorder.calls[-1][1]
+    assert (seen["seq_len"].tolist(), seen["context_lens"].tolist()) == ([3], [3])
+    assert seen["block_table"].tolist() == call["page_table"][:1].tolist()
+    assert seen["query"].shape == (3, H, D)
+    before = len(recorder.calls)
+    assert not run(bound, "flash_attn_with_kvcache", {**call, "cache_seqlens": ints(0, 0)}).any()
+    assert len(recorder.calls) == before
+
+
+def test_ascend_310p_refuses_many_sequences_and_other_caches(bind: Any) -> None:
+    bound, recorder = bind("ascend_310p")
+    many = torch.ones(2001, dtype=torch.int32)
+    call = kvcache_call("ascend_310p", q=torch.zeros(2001, 2, H, D), cache_seqlens=many, page_table=many[:, None])
+    with pytest.raises(ValueError, match=r"sequences 2001 is not supported \(ascend_310p: up to 2000"):
+        run(bound, "flash_attn_with_kvcache", call)
+    for change, match in (({"k_cache": torch.zeros(8, 128, HKV, D)}, r"k_cache \(8, 128, 2, 128\)"),
+                          ({"v_cache": torch.zeros(9, 16, 128, 16)}, r"v_cache \(9, 16, 128, 16\) beside k_cache"),
+                          ({"q": torch.zeros(B, 1, H + 1, D)}, "q torch.float32"),
+                          ({"cache_seqlens": ints(5, 385)}, "cache_seqlens from 5 to 385 .*0 to 384")):
+        with pytest.raises(ValueError, match=match):
+            run(bound, "flash_attn_with_kvcache", kvcache_call("ascend_310p", **change))
+    assert recorder.calls == []
+
+
+def test_checks_see_the_logical_shape_of_a_tiled_cache(bind: Any) -> None:
+    bound, recorder = bind("ascend_310p")
+    config = AttentionConfig(num_heads=H, num_kv_heads=HKV, head_dim=D, dtype="float32")
+    logical = functools.partial(registry.get("ascend_310p").logical_cache, config)
+    call = kvcache_call("ascend_310p")
+    assert logical(call["k_cache"]).shape == (8, 128, HKV, D)
+    assert logical(call["q"]) is call["q"], "no cache of this layout"
+    checked = validation.checked(bound.flash_attn_with_kvcache, config, "flash_attn_with_kvcache", logical)
+    assert checked(**call).shape == (B, 1, H, D)
+    with pytest.raises(ValueError, match="page_table"):
+        checked(**{**call, "page_table": call["page_table"] + 5})
+    assert len(recorder.calls) == 1
 
 
 def test_adapters_stay_declared() -> None:

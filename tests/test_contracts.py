@@ -356,6 +356,10 @@ def test_extract_reads_signatures() -> None:
     library = b"\x00npu_op.out(Tensor q) -> ()\x00my_npu_op(int a) -> ()\x00npu_op(Tensor q, *, int n=0) -> Tensor\x00"
     assert extract.from_library(library, "npu_op", "x.so") == "npu::npu_op(Tensor q, *, int n=0) -> Tensor"
     assert extract.from_library(library, "npu_none", "x.so") is None
+    run_on = b"\x00QuantOper_npu_write(Tensor x) -> ()\x00_npu_write_two(int a) -> ()\x00"
+    assert extract.from_library(run_on, "_npu_write", "lib_atb.so") == "atb::_npu_write(Tensor x) -> ()"
+    with pytest.raises(extract.NotRead, match="2 schemas"):
+        extract.from_library(b"npu_op(int a) -> ()\x00npu_op(int b) -> ()", "npu_op", "x.so")
     assert extract.from_library(b"\x00npu_op.out(Tensor q) -> Tensor\x00", "npu_op.out", "x.so") == (
         "npu::npu_op.out(Tensor q) -> Tensor")
     header = ("NPU_API void _npu_op(const at::Tensor&query, int64_t num_heads, const double scale_value, "

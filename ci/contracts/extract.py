@@ -124,11 +124,21 @@ def from_source(text: str, names: list[str], path: str) -> list[Parameters]:
 
 
 def from_library(content: bytes, name: str, path: str) -> str | None:
-    """The op schema `name(...) -> ...` among the strings of a compiled library."""
-    found = set(re.findall(rb"(?<![\w.])" + re.escape(name).encode() + rb"\([ -~]*?\) -> [ -~]+", content))
+    """The op schema `name(...) -> ...` among the strings of a compiled library. Constants that code builds up lie there
+    without an end, so where no string begins with the name, one that has it further on will do."""
+    start, schema = f"{name}(".encode(), re.compile(rb"[ -~]*?\) -> [ -~]+")
+    alone, inside = set[bytes](), set[bytes]()
+    at = content.find(start)
+    while at >= 0:  # a search by expression alone takes minutes in these libraries
+        rest = schema.match(content, at + len(start))
+        if rest:
+            (inside if re.match(rb"[\w.]", content[at - 1:at]) else alone).add(start + rest.group())
+        at = content.find(start, at + 1)
+    found = alone or inside
     if len(found) > 1:
         raise NotRead(f"{path} has {len(found)} schemas of {name}: say which one counts")
-    return f"npu::{found.pop().decode()}" if found else None
+    space = "atb" if "atb" in path.rpartition("/")[2] else "npu"
+    return f"{space}::{found.pop().decode()}" if found else None
 
 
 def from_header(text: str, name: str, path: str) -> str | None:

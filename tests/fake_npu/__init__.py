@@ -5,7 +5,8 @@
 
 In that process `import torch` finds NPUs, the real dispatcher and the real op-plugin run, and their aclnn calls are
 answered by this package: numbers from Huawei's documents (fused_infer.py, kv_cache.py, attention_update.py), refusals
-from the same (fused_infer_rules.py), plain torch operators from CPU torch (aten.py). There:
+from the same (fused_infer_rules.py), plain torch operators from CPU torch (aten.py). On 310P three operations of ATB,
+the library behind torch.ops.atb, are answered from its sources (runtime/atb.cpp, atb.py). There:
 
     fake_npu.reset_counters(); ...; fake_npu.counters()["host_waits"]
 

@@ -15,7 +15,8 @@ from hal import registry
 
 FOLDER = Path(hal.backends.__file__ or "").parent
 # In the order of their imports.
-FILES = ("ascend_rules", "ascend_plans", "ascend_fused", "ascend_cache", "ascend", "ascend_mla")
+FILES = ("ascend_rules", "ascend_plans", "ascend_fused", "ascend_cache", "ascend", "ascend_mla", "ascend_310p_rules",
+         "ascend_310p_cache", "ascend_310p_plans", "ascend_310p")
 Trees = Mapping[str, "str | ast.Module"]
 
 

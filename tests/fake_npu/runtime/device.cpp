@@ -498,7 +498,5 @@ int aclmdlRICaptureTaskUpdateEnd(void* stream) {
 
 // Handles that nobody looks into
 void* aclopCreateAttr() { return token(); }
-void* aclCreateTensorDesc(int, int, const std::int64_t*, int) { return token(); }
-void* aclCreateDataBuffer(void*, std::size_t) { return token(); }
 
 }
