@@ -158,8 +158,9 @@ def test_decode_of_any_group_width_and_window(isa: str, group: int, monkeypatch:
     monkeypatch.setenv("HAL_CPU_ISA", isa)
     seed = int(torch.randint(1 << 30, ()))
     g = torch.Generator().manual_seed(seed)
-    for dim, dim_v, window, pad in ((64, 64, None, None), (128, 128, 37, None), (96, 160, None, None), (80, 64, 20, None),
-                                    (256, 256, None, [3, 0, 17])):
+    shapes = ((64, 64, None, None), (128, 128, 37, None), (96, 160, None, None), (80, 64, 20, None),
+              (256, 256, None, [3, 0, 17]))
+    for dim, dim_v, window, pad in shapes:
         heads = 3 * group
         for queries in (1, 2)[: 8 // group]:
             a = decode_call([33, 200, 1030], heads=heads, kv_heads=3, dim=dim, queries=queries, seed=seed)
