@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hal.backend import AttentionBackend, Bound
 from hal.capabilities import CALLS, FEATURES, HeadDims, PageSizes
 from hal.config import ATTENTION_TYPES, DTYPES, AttentionConfig
-from hal.kernels.cpu import call, library
+from hal.kernels.cpu import call, library, memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +49,14 @@ class CPU(AttentionBackend):
     def bind(cls, config: AttentionConfig, platform: Platform, package: Package | None) -> Bound:
         kernels = library.load()
         return Bound(*_functions(config, kernels.attention, kernels.isa()))
+
+    @classmethod
+    def new_kv_cache(cls, config: AttentionConfig, device: str, num_pages: int, page_size: int) -> tuple[Any, Any]:
+        """As of hal.kv_cache, on huge pages where Linux gives them."""
+        from hal.kv_cache import new_kv_cache
+
+        k, v = (memory.empty(shaped) for shaped in new_kv_cache(config, "meta", num_pages, page_size))
+        return k.zero_(), v.zero_()
 
     @classmethod
     def write_kv_cache(cls, config: AttentionConfig) -> Callable[..., None]:

@@ -5,11 +5,13 @@
 
 One model object; its attention is switched between transformers' "sdpa" and "hal" by turns, in random order, several
 rounds. A turn is one call of model.generate() for all sequences: greedy, no end-of-sequence, prompts of random tokens.
+Each has the KV cache that its user gets: sdpa transformers' own, which is copied at every step, HAL the one of
+`hal generate`, which is written in place; --same-cache gives both transformers' own.
 The rate is of the tokens after the first (seconds to the first one are shown beside it); "attn" is the part of that
-time spent inside the attention function, which the turn itself counts; "at most" is the ratio if HAL's attention took
-no time at all. With one thread time is CPU time, which other work on the machine adds nothing to but cache misses; with
-more it is wall time, and wants a quiet machine. Before anything is timed both give logits for the same prompt and
-the next token; they must agree.
+time spent inside the attention function, which the turn itself counts; "at most" is the ratio if attention took no time
+at all and nothing else changed (a cache that is not copied can go beyond it). With one thread time is CPU time, which
+other work on the machine adds nothing to but cache misses; with more it is wall time, and wants a quiet machine. Before
+anything is timed both give logits for the same prompt and the next token; they must agree.
 
 Goal: the geometric mean of HAL's rate over sdpa's is above 1.1, and no cell is below 0.97 beyond its spread.
 
@@ -65,7 +67,7 @@ def summary(cell: Cell) -> dict[str, Any]:
         told[name] = {what: statistics.median(getattr(turn, what) for turn in turns)
                       for what in ("first", "rate", "share")}
     pairs = [hal.rate / sdpa.rate for sdpa, hal in zip(cell.turns["sdpa"], cell.turns["hal"])]
-    # What is left of sdpa's time without its attention: no attention can be faster than none.
+    # What is left of sdpa's time without its attention.
     return {**told, "at_most": 1 / (1 - told["sdpa"]["share"]), "low": min(pairs), "high": max(pairs),
             "ratio": told["hal"]["rate"] / told["sdpa"]["rate"],
             "first_ratio": told["sdpa"]["first"] / told["hal"]["first"]}
@@ -97,7 +99,7 @@ def text(report: dict[str, Any]) -> str:
         table(("device", f"{report['device']}, {report['threads']} threads ({report['clock']} time), "
                f"{report['dtype']}, torch {report['torch']}, transformers {report['transformers']}, load "
                f"{report['load'][0]} to {report['load'][1]}, {report['date']}"), []),
-        table(("backend", f"hal: {report['backend']}"), []), "",
+        table(("backend", f"hal: {report['backend']}, KV cache: {report['cache']}"), []), "",
         table(("seqs", "context", "hal tok/s", "sdpa tok/s", "ratio (spread)", "at most", "attn hal", "attn sdpa",
                "first", "x sdpa"), rows), "",
         table(("goal", "wanted", "reached", "met?"), [
@@ -108,7 +110,7 @@ def text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-SAME = ("device", "threads", "clock", "dtype", "backend", "torch", "transformers")
+SAME = ("device", "threads", "clock", "dtype", "backend", "cache", "torch", "transformers")
 
 
 def joined(files: list[Path]) -> dict[str, Any]:
@@ -157,7 +159,8 @@ def main(argv: list[str] | None = None) -> int:
                 order.shuffle(names)
                 for name in names:
                     model.set_attn_implementation(name)
-                    cell.turns[name].append(_turn(model, cell, args.new_tokens, clock, watch, number))
+                    own = name == "hal" and not args.same_cache
+                    cell.turns[name].append(_turn(model, cell, args.new_tokens, clock, watch, number, own))
                     progress.step(f"{cell.sequences} x {cell.context}: {name} {cell.turns[name][-1].rate:.1f} tokens/s")
     import transformers
 
@@ -165,7 +168,8 @@ def main(argv: list[str] | None = None) -> int:
     told = [summary(cell) for cell in cells]
     report = {"device": hal.detect("cpu").name, "threads": torch.get_num_threads(),
               "clock": "cpu" if clock is time.process_time else "wall", "dtype": args.dtype,
-              "backend": backend, "torch": torch.__version__, "transformers": transformers.__version__,
+              "backend": backend, "cache": "transformers'" if args.same_cache else "HAL's",
+              "torch": torch.__version__, "transformers": transformers.__version__,
               "new_tokens": args.new_tokens, "date": found["date"], "load": [load, about.load()], "cells": told,
               "goal": judge(told)}
     if args.json is not None:
@@ -254,7 +258,8 @@ def _differ(model: Any, backend: str) -> str | None:
         f"HAL's logits differ from sdpa's by {off:.1%} of the largest (allowed: {CLOSE:.0%})")
 
 
-def _turn(model: Any, cell: Cell, new_tokens: int, clock: Callable[[], float], watch: list[float], seed: int) -> Turn:
+def _turn(model: Any, cell: Cell, new_tokens: int, clock: Callable[[], float], watch: list[float], seed: int,
+          own_cache: bool) -> Turn:
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -265,10 +270,13 @@ def _turn(model: Any, cell: Cell, new_tokens: int, clock: Callable[[], float], w
             seen.append((clock(), watch[0]))
             return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 
+    from hal.integrations.transformers import new_cache
+
     ids = _prompt(model, cell.sequences, cell.context, seed)
     begin = clock()
+    cache = new_cache(model) if own_cache else None
     out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens,
-                         stopping_criteria=StoppingCriteriaList([Clock()]))
+                         stopping_criteria=StoppingCriteriaList([Clock()]), past_key_values=cache)
     if out.shape[1] != cell.context + new_tokens or len(seen) != new_tokens:
         raise RuntimeError(f"generated {out.shape[1] - cell.context} tokens in {len(seen)} steps, not {new_tokens}")
     (first, spent), (last, all_spent) = seen[0], seen[-1]
@@ -286,6 +294,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=_number, default=32, metavar="N", help="of each sequence (default: 32)")
     parser.add_argument("--rounds", type=_number, default=5, metavar="N", help="turns in a cell (default: 5)")
     parser.add_argument("--threads", type=_number, metavar="N", help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--same-cache", action="store_true", help="transformers' own cache for HAL too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     parser.add_argument("--show", type=Path, metavar="FILE", nargs="+", help="measure nothing, print these reports")
     args = parser.parse_args(argv)

@@ -150,6 +150,39 @@ def test_every_variant_agrees_with_the_oracle(isa: str, dtype: str, monkeypatch:
         assert float((got.double() - want).abs().max()) < bound
 
 
+@built
+@pytest.mark.parametrize("isa", library.load().isas if library.missing() is None else ())
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8])
+def test_decode_of_any_group_width_and_window(isa: str, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16, where keys lie evenly, across pages, unevenly and strided; a window that begins amid a page."""
+    monkeypatch.setenv("HAL_CPU_ISA", isa)
+    seed = int(torch.randint(1 << 30, ()))
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((64, 64, None, None), (128, 128, 37, None), (96, 160, None, None), (80, 64, 20, None),
+              (256, 256, None, [3, 0, 17]))
+    for dim, dim_v, window, pad in shapes:
+        heads = 3 * group
+        for queries in (1, 2)[: 8 // group]:
+            a = decode_call([33, 200, 1030], heads=heads, kv_heads=3, dim=dim, queries=queries, seed=seed)
+            attn = impl(heads=heads, kv_heads=3, dim=dim, head_dim_v=dim_v if dim_v != dim else None,
+                        sliding_window=window, max_decode_query_len=queries)
+            if dim_v != dim:
+                a["v_cache"] = torch.cat((a["v_cache"], a["v_cache"]), -1)[..., :dim_v]  # a view, rows further apart
+            if window is not None:
+                a["window_size"] = (window - 1, 0)
+            if pad is not None:
+                a["cache_leftpad"] = torch.tensor(pad, dtype=torch.int32)
+            if queries == 2:  # no pages: one strided cache
+                k, v = (torch.randn(3, 2 * 300, 3, d, generator=g).bfloat16()[:, ::2] for d in (dim, dim_v))
+                a |= {"k_cache": k, "v_cache": v, "cache_seqlens": torch.tensor([2, 300, 131], dtype=torch.int32)}
+                del a["page_table"]
+                a.pop("cache_leftpad", None)
+            want = oracle.flash_attn_with_kvcache(**a)
+            got = attn.flash_attn_with_kvcache(**a)
+            error = float((got.double() - want).abs().max())
+            assert error < 2e-2, (error, seed, dim, dim_v, window, queries)
+
+
 # --- threads, splits, determinism ---
 
 @pytest.fixture

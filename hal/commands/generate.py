@@ -163,7 +163,8 @@ def _generate(model: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str,
         if args.temperature else {"do_sample": False}
     streamer = _Streamer(None if args.json else tokenizer)
     begin = time.perf_counter()
-    out = model.generate(**inputs, **sampling, max_new_tokens=args.max_new_tokens, streamer=streamer)
+    out = model.generate(**inputs, **sampling, max_new_tokens=args.max_new_tokens, streamer=streamer,
+                         past_key_values=_cache(model))
     tokens = out[0, prompt_tokens:].tolist()
     ended = tokens[-1] in _ends(model)
     first, last = streamer.times[0], streamer.times[-1]
@@ -172,6 +173,13 @@ def _generate(model: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str,
             "finish": "stop" if ended else "length",
             "seconds_to_first_token": first - begin,
             "tokens_per_second": (len(tokens) - 1) / (last - first) if len(tokens) > 1 else None}
+
+
+def _cache(model: Any) -> Any:
+    """One that is written in place; None, transformers' own, for a model whose cache is of another kind."""
+    from hal.integrations import transformers as hosted
+
+    return hosted.new_cache(model) if hosted.takes_new_cache(model) else None
 
 
 def _ends(model: Any) -> list[int]:

@@ -4,6 +4,7 @@
     hal_transformers.register()
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="hal")
     hal_transformers.use(model, decode_backend="torch")      # optional: without it backends are chosen by HAL
+    model.generate(..., past_key_values=hal_transformers.new_cache(model))   # optional: a cache that is not copied
 
 Every attention module gets the AttentionImpl of its kind of layer, built at its first call. Prompts go to the
 prefill backend, single new tokens to the decode backend, several new tokens on a cached prefix to the prefill
@@ -19,6 +20,8 @@ from hal import registry
 from hal.attention import AttentionImpl
 from hal.config import AttentionConfig, LayerKind
 from hal.integrations.transformers_attention import CHOICE, NAME, attention, served
+from hal.integrations.transformers_cache import new_cache as new_cache
+from hal.integrations.transformers_cache import takes_new_cache as takes_new_cache
 from hal.integrations.transformers_mask import padding_mask
 from hal.models import kinds_from_model
 from hal.selection import Choice

@@ -20,6 +20,7 @@ namespace HAL_NS {
 #include "common.h"
 #include "tiles.h"
 #include "rows.h"
+#include "rows_amx.h"
 #include "write.h"
 
 static int run(const Job* j, int64_t i, int64_t next) {
@@ -30,6 +31,11 @@ static int run(const Job* j, int64_t i, int64_t next) {
     const bool pairs = c.q.dtype != HAL_F32 && c.q.dtype != HAL_F16 && c.k.dtype != HAL_F32 && c.k.dtype != HAL_F16;
     (void)pairs;
     if (it.rows) {
+#if defined(__AMX_BF16__)
+        const int64_t rows = (it.t1 - it.t0) * j->group;
+        if (pairs && c.k.dtype == HAL_BF16 && Amx::serves(j->dim, rows) && Amx::serves(j->dim_v, rows))
+            return few_rows<Amx>(*j, it, then);
+#endif
 #if defined(__AVX512BF16__)
         if (pairs && c.k.dtype == HAL_BF16) return few_rows<Dot>(*j, it, then);
 #endif

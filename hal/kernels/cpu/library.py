@@ -12,7 +12,7 @@ from typing import Any
 from hal import env
 from hal.torch_import import load_torch
 
-# In the order of plan.cpp; each needs more of the CPU than the one before.
+# In the order of variants.h; each needs more of the CPU than the one before.
 ISAS = ("generic", "x86_64_v3", "x86_64_v4", "x86_64_v4_bf16", "x86_64_v4_amx")
 FOLDER = Path(__file__).parent
 FILE, REASON = "libhal_cpu.so", "not_built.txt"

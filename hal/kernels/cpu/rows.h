@@ -97,8 +97,50 @@ INLINE void add_values(const float* weights, const char* const* values, const ch
         for (int v = 0; v < V; v++) storef(sums + r * lds + at + v * W, x[r][v]);
 }
 
+// Rows in blocks of P::most, the rest one by one count. What lies ahead is fetched beside the first block alone.
+template <class P, int R> struct Rows {
+    static void scores(const typename P::type* q, int64_t ldq, const char* const* keys, const char* const* ahead,
+                       int64_t m, int64_t n, int64_t dim, float* s) {
+        for (; m >= R; m -= R, q += R * ldq, s += R * TN, ahead = keys)
+            P::template scores<R>(q, ldq, keys, ahead, n, dim, s);
+        if (m) Rows<P, R - 1>::scores(q, ldq, keys, ahead, m, n, dim, s);
+    }
+    static void values(const typename P::type* w, const char* const* rows, const char* const* ahead, int64_t m,
+                       int64_t n, int64_t dim, float* sums, int64_t lds) {
+        for (; m >= R; m -= R, w += R * TN, sums += R * lds, ahead = rows)
+            P::template values<R>(w, rows, ahead, n, dim, sums, lds);
+        if (m) Rows<P, R - 1>::values(w, rows, ahead, m, n, dim, sums, lds);
+    }
+};
+template <class P> struct Rows<P, 0> {
+    static void scores(const typename P::type*, int64_t, const char* const*, const char* const*, int64_t, int64_t,
+                       int64_t, float*) {}
+    static void values(const typename P::type*, const char* const*, const char* const*, int64_t, int64_t, int64_t,
+                       float*, int64_t) {}
+};
+
+// What few_rows asks of the numbers P of one kernel, for those that take rows in blocks: q is held row by row.
+template <class P> struct InBlocks {
+    static void begin(int64_t) {}
+    static void end() {}
+    INLINE int64_t slots(int64_t m) { return m; }
+    template <class E> static void arrange(const E* rows, int64_t m, int64_t width, E* to) {
+        memcpy(to, rows, m * width * sizeof(E));
+    }
+    template <class E>
+    static void all_scores(const E* q, int64_t ldq, const char* const* keys, const char* const* ahead, int64_t m,
+                           int64_t n, int64_t dim, float* s) {
+        Rows<P, P::most>::scores(q, ldq, keys, ahead, m, n, dim, s);
+    }
+    template <class E>
+    static void all_values(const E* w, const char* const* rows, const char* const* ahead, int64_t m, int64_t n,
+                           int64_t dim, float* sums, int64_t lds) {
+        Rows<P, P::most>::values(w, rows, ahead, m, n, dim, sums, lds);
+    }
+};
+
 // The numbers of one kernel for few rows: what q and the weights are held as, and the two products.
-template <class T> struct Plain {
+template <class T> struct Plain : InBlocks<Plain<T>> {
     typedef float type;
     enum { pad = 16, most = W == 16 ? 4 : 2, V = W == 16 ? 4 : 2 };
     template <int R>
@@ -118,7 +160,7 @@ template <class T> struct Plain {
 
 #if defined(__AVX512BF16__)
 // bfloat16 keys, values, queries and weights. Sums of values stand in the order of `unpack` until settle().
-struct Dot {
+struct Dot : InBlocks<Dot> {
     typedef uint16_t type;
     enum { pad = 32, most = 4 };
     INLINE __m512bh last(const uint16_t* p, int64_t n) {
@@ -214,28 +256,6 @@ struct Dot {
 };
 #endif
 
-// Rows in blocks of P::most, the rest one by one count. What lies ahead is fetched beside the first block alone.
-template <class P, int R> struct Rows {
-    static void scores(const typename P::type* q, int64_t ldq, const char* const* keys, const char* const* ahead,
-                       int64_t m, int64_t n, int64_t dim, float* s) {
-        for (; m >= R; m -= R, q += R * ldq, s += R * TN, ahead = keys)
-            P::template scores<R>(q, ldq, keys, ahead, n, dim, s);
-        if (m) Rows<P, R - 1>::scores(q, ldq, keys, ahead, m, n, dim, s);
-    }
-    static void values(const typename P::type* w, const char* const* rows, const char* const* ahead, int64_t m,
-                       int64_t n, int64_t dim, float* sums, int64_t lds) {
-        for (; m >= R; m -= R, w += R * TN, sums += R * lds, ahead = rows)
-            P::template values<R>(w, rows, ahead, n, dim, sums, lds);
-        if (m) Rows<P, R - 1>::values(w, rows, ahead, m, n, dim, sums, lds);
-    }
-};
-template <class P> struct Rows<P, 0> {
-    static void scores(const typename P::type*, int64_t, const char* const*, const char* const*, int64_t, int64_t,
-                       int64_t, float*) {}
-    static void values(const typename P::type*, const char* const*, const char* const*, int64_t, int64_t, int64_t,
-                       float*, int64_t) {}
-};
-
 template <class P> static int few_rows(const Job& j, const Item& it, const Item* then) {
     typedef typename P::type E;
     typedef typename std::conditional<sizeof(E) == 2, Pairs, Fp32>::type C;
@@ -244,10 +264,13 @@ template <class P> static int few_rows(const Job& j, const Item& it, const Item*
     const int64_t tokens = it.t1 - it.t0, m = tokens * j.group, heads = it.h1 - it.h0;
     const int64_t dk = round_up(j.dim, P::pad), dv = round_up(j.dim_v, P::pad);
 
-    E *q, *weights;
+    const int64_t slots = P::slots(m);
+
+    E *q, *weights, *rows;
     float *sums, *top, *total, *scores, *work;
     for (Carver carve{nullptr};; carve = Carver{scratch.data}) {
-        q = carve.take<E>(heads * m * dk);
+        q = carve.take<E>(heads * slots * dk);
+        rows = carve.take<E>(m * dk);
         weights = carve.take<E>(HAL_FEW_ROWS * TN);
         sums = carve.take<float>(heads * m * dv);
         top = carve.take<float>(heads * m);
@@ -259,10 +282,13 @@ template <class P> static int few_rows(const Job& j, const Item& it, const Item*
     }
     int64_t low[HAL_FEW_ROWS], high[HAL_FEW_ROWS];
     for (int64_t t = 0; t < tokens; t++) hal_span(&c, &s, it.seq, it.t0 + t, &low[t], &high[t]);
-    for (int64_t h = 0; h < heads; h++)
+    for (int64_t h = 0; h < heads; h++) {
         for (int64_t r = 0; r < m; r++)
             load_query<C>(j, c.q, s, it.seq, it.t0 + r / j.group, (it.h0 + h) * j.group + r % j.group, j.dim, dk, true,
-                          work, q + (h * m + r) * dk);
+                          work, rows + r * dk);
+        P::arrange(rows, m, dk, q + h * slots * dk);
+    }
+    P::begin(m);
     memset(sums, 0, heads * m * dv * sizeof(float));
     memset(total, 0, heads * m * W * sizeof(float));
     for (int64_t r = 0; r < heads * m; r++) top[r] = -INFINITY;
@@ -276,13 +302,19 @@ template <class P> static int few_rows(const Job& j, const Item& it, const Item*
     int64_t tile = (int64_t(1) << 17) / (heads * (k_bytes + v_bytes)) / 16 * 16;
     tile = tile < 16 ? 16 : tile > TN ? TN : tile;
     const char *kp[2][TN], *vp[2][TN], *kh[TN], *vh[TN], *ka[TN], *va[TN];
-    if (it.j0 < it.j1) keys.find(it.j0, it.j1 - it.j0 < tile ? it.j1 - it.j0 : tile, it.h0, kp[0], vp[0]);
+    // Tiles end at multiples of 16 tokens of the cache, so that 16 of them lie in one page.
+    auto end_of = [&](int64_t at) {
+        const int64_t end = (s.start + at) / 16 * 16 + tile - s.start;
+        return end < it.j1 ? end : it.j1;
+    };
+    if (it.j0 < it.j1) keys.find(it.j0, end_of(it.j0) - it.j0, it.h0, kp[0], vp[0]);
     int now = 0;
-    for (int64_t at = it.j0; at < it.j1; at += tile, now ^= 1) {
-        const int64_t n = it.j1 - at < tile ? it.j1 - at : tile, next = at + tile;
+    for (int64_t at = it.j0, next; at < it.j1; at = next, now ^= 1) {
+        next = end_of(at);
+        const int64_t n = next - at;
         // The next tile: of this piece, or the first one of the piece that this thread will likely turn to then.
-        int64_t more = next >= it.j1 ? 0 : it.j1 - next < tile ? it.j1 - next : tile;
-        if (more) {
+        int64_t more = end_of(next) - next;
+        if (more > 0) {
             keys.find(next, more, it.h0, kp[now ^ 1], vp[now ^ 1]);
         } else if (then && then->rows && then->h1 - then->h0 == heads) {
             more = then->j1 - then->j0 < tile ? then->j1 - then->j0 : tile;
@@ -295,8 +327,10 @@ template <class P> static int few_rows(const Job& j, const Item& it, const Item*
                 kh[i] = ka[i] = kp[now][i] + h * k_step;
                 vh[i] = va[i] = vp[now][i] + h * v_step;
             }
-            for (int64_t i = n; i < whole; i++) kh[i] = ka[i] = kh[0];
-            for (int64_t i = n; i < even; i++) vh[i] = va[i] = vh[0];
+            for (int64_t i = n; i < whole; i++) {
+                kh[i] = ka[i] = kh[0];
+                vh[i] = va[i] = vh[0];
+            }
             if (dense) {  // in the order of memory
                 for (int64_t i = 0; i < n && token < more; i++) {
                     ka[i] = kp[now ^ 1][token] + part * k_step;
@@ -311,7 +345,7 @@ template <class P> static int few_rows(const Job& j, const Item& it, const Item*
             }
             const Scale how(c, (qd_one == 1.0f ? 1.0f : number(c.q_descale, it.seq, it.h0 + h)) *
                                number(c.k_descale, it.seq, it.h0 + h));
-            Rows<P, P::most>::scores(q + h * m * dk, dk, kh, ka, m, whole, j.dim, scores);
+            P::all_scores(q + h * slots * dk, dk, kh, ka, m, whole, j.dim, scores);
             for (int64_t r = 0; r < m; r++) {
                 const int64_t t = r / j.group;
                 int64_t to = high[t] - at;
@@ -319,9 +353,10 @@ template <class P> static int few_rows(const Job& j, const Item& it, const Item*
                 soften(scores + r * TN, weights + r * TN, round_up(n, W), low[t] - at, to, nullptr, how,
                        &top[h * m + r], total + (h * m + r) * W, sums + (h * m + r) * dv, dv);
             }
-            Rows<P, P::most>::values(weights, vh, va, m, sizeof(E) == 2 ? even : n, j.dim_v, sums + h * m * dv, dv);
+            P::all_values(weights, vh, va, m, sizeof(E) == 2 ? even : n, j.dim_v, sums + h * m * dv, dv);
         }
     }
+    P::end();
     for (int64_t r = 0; r < heads * m; r++) {
         P::settle(sums + r * dv, dv);
         hand_over(j, it, r, sums + r * dv, top[r], hsum(loadf(total + r * W)));
