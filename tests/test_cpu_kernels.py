@@ -150,6 +150,20 @@ def test_every_variant_agrees_with_the_oracle(isa: str, dtype: str, monkeypatch:
         assert float((got.double() - want).abs().max()) < bound
 
 
+@built
+@pytest.mark.parametrize("isa", library.load().isas if library.missing() is None else ())
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_scores_keep_the_digits_of_their_dtype(isa: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With AMX both are sums of bfloat16 numbers: a product left out would cost digits that large scores need.
+    monkeypatch.setenv("HAL_CPU_ISA", isa)
+    attn = impl(dtype, max_decode_query_len=16, return_softmax_lse=True)
+    a = decode_call([16, 300], getattr(torch, dtype), queries=16)
+    a["q"] = a["q"] * 10
+    _, want = oracle.flash_attn_with_kvcache(**a, return_softmax_lse=True)
+    _, got = attn.flash_attn_with_kvcache(**a, return_softmax_lse=True)
+    assert float(((got.double() - want).abs() / (1 + want.abs())).max()) < 4e-6
+
+
 # --- threads, splits, determinism ---
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 // Both kinds hold a and b as 32-bit words along k: a[m][words], b[words][n], so that one word of b lies in each lane.
 // - Fp32: a word is a float32.
 // - Parts<P>: a word is two bfloat16 of neighbouring k, and a number is the sum of P bfloat16 numbers, each in a plane
-//   of its own: 1 holds a bfloat16 exactly, 2 a float16, 3 a float32 (8 bits of the significand each). Of the P * P
-//   products those of planes i + j < P are made; the others are below the last bit of a number. P > 1 needs AMX.
+//   of its own: 1 holds a bfloat16 exactly, 2 a float16, 3 a float32 (8 bits of the significand each). Of the 9 products
+//   of 3 planes those of planes i + j < 3 are made, the others are below a float32's last bit; of 2 planes all 4, for
+//   a score that cancels would show the smallest. P > 1 needs AMX.
 // n is a multiple of W (Parts: of 32), rows of c are ldc floats apart. m is rounded up to the kernel's rows: a and c
 // have room for that, rows of a past m hold anything finite and give rows of c that nobody reads.
 
@@ -17,6 +18,7 @@ struct Fp32 {
 template <int P> struct Parts {
     typedef uint16_t type;
     enum { pad = 32, parts = P };
+    static constexpr int partners(int plane) { return P == 2 ? 2 : P - plane; }  // planes of b that meet one of a
 };
 typedef Parts<1> Pairs;
 
@@ -123,8 +125,7 @@ template <class C> static void amx_square(const Left<C>& a, const Right<C>& b) {
         const uint16_t* x = a.at + p * a.plane;
         _tile_loadd(4, x, a.ld * 2);
         _tile_loadd(5, x + 16 * a.ld, a.ld * 2);
-#pragma GCC unroll 3
-        for (int q = 0; q < C::parts - p; q++) {
+        for (int q = 0; q < C::partners(p); q++) {
             const word* y = b.at + q * b.plane;
             _tile_loadd(6, y, b.ld * 4);
             _tile_dpbf16ps(0, 4, 6);
@@ -139,8 +140,7 @@ template <class C> static void amx_strip(const Left<C>& a, const Right<C>& b, bo
 #pragma GCC unroll 3
     for (int p = 0; p < C::parts; p++) {
         _tile_loadd(4, a.at + p * a.plane, a.ld * 2);
-#pragma GCC unroll 3
-        for (int q = 0; q < C::parts - p; q++) {
+        for (int q = 0; q < C::partners(p); q++) {
             const word* y = b.at + q * b.plane;
             _tile_loadd(5, y, b.ld * 4);
             _tile_dpbf16ps(0, 4, 5);
