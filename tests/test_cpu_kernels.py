@@ -183,6 +183,20 @@ def test_decode_of_any_group_width_and_window(isa: str, group: int, monkeypatch:
             assert error < 2e-2, (error, seed, dim, dim_v, window, queries)
 
 
+@built
+@pytest.mark.parametrize("isa", library.load().isas if library.missing() is None else ())
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_scores_keep_the_digits_of_their_dtype(isa: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With AMX both are sums of bfloat16 numbers: a product left out would cost digits that large scores need.
+    monkeypatch.setenv("HAL_CPU_ISA", isa)
+    attn = impl(dtype, max_decode_query_len=16, return_softmax_lse=True)
+    a = decode_call([16, 300], getattr(torch, dtype), queries=16)
+    a["q"] = a["q"] * 10
+    _, want = oracle.flash_attn_with_kvcache(**a, return_softmax_lse=True)
+    _, got = attn.flash_attn_with_kvcache(**a, return_softmax_lse=True)
+    assert float(((got.double() - want).abs() / (1 + want.abs())).max()) < 4e-6
+
+
 # --- threads, splits, determinism ---
 
 @pytest.fixture

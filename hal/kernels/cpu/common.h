@@ -256,20 +256,22 @@ struct Scale {
     }
 };
 
-// A block of scores [BN] of one row to weights, and what the row has so far brought up to a new maximum.
-// low, high: the keys of this tile that the row sees; seen: bytes per key, or null. n: keys, rounded up to W.
-template <class E>
-INLINE void soften(float* s, E* weights, int64_t n, int64_t low, int64_t high, const uint8_t* seen, const Scale& how,
-                   float* top, float* total, float* sums, int64_t dv) {
+// A block of scores of one row to weights, and what the row has so far brought up to a new maximum. n: keys, a multiple
+// of W. low, high: those that the row sees; seen: bytes per key, or null. before: called before the sums change; store:
+// takes the weights as n / W vectors. WHOLE: n is BN, all are seen, and there is no softcap.
+template <bool WHOLE, class Before, class Store>
+INLINE void weigh(const float* s, int64_t n, int64_t low, int64_t high, const uint8_t* seen, const Scale& how,
+                  bool exact, float* top, float* total, float* sums, int64_t dv,
+                  Before before, Store store) {
     vf most = set1(-INFINITY);
     vf x[BN / W];
-    const bool all = low <= 0 && high >= n && !seen;
-    const int vectors = int(n / W);
+    const bool all = WHOLE || (low <= 0 && high >= n && !seen);
+    const int vectors = WHOLE ? BN / W : int(n / W);
 #pragma GCC unroll 16
     for (int v = 0; v < BN / W; v++) {
         if (v >= vectors) break;
         x[v] = loadf(s + v * W);
-        if (how.cap > 0) x[v] = tanh_of(x[v] * how.before);
+        if (!WHOLE && how.cap > 0) x[v] = tanh_of(x[v] * how.before);
         if (!all) {
             vi at = lanes() + v * W;
             x[v] = (at >= int(low)) & (at < int(high)) ? x[v] : set1(-INFINITY);
@@ -286,6 +288,7 @@ INLINE void soften(float* s, E* weights, int64_t n, int64_t low, int64_t high, c
         float m = hmax(most) * how.mult;
         float factor = exp2_one(*top - m);
         if (*top != -INFINITY) {
+            before();
             for (int64_t d = 0; d < dv; d += W) storef(sums + d, loadf(sums + d) * factor);
             storef(total, loadf(total) * factor);
         }
@@ -296,11 +299,26 @@ INLINE void soften(float* s, E* weights, int64_t n, int64_t low, int64_t high, c
 #pragma GCC unroll 16
     for (int v = 0; v < BN / W; v++) {
         if (v >= vectors) break;
-        x[v] = exp2_with(x[v] * how.mult - shift, sizeof(E) == 4);
+        x[v] = exp2_with(x[v] * how.mult - shift, exact);
         sum += x[v];
-        if (sizeof(E) == 4) storef(reinterpret_cast<float*>(weights) + v * W, x[v]);
     }
-    if (sizeof(E) == 2) {
+    store(x, vectors);
+    storef(total, sum);
+}
+
+// The same, weights stored in a row as float32 or bfloat16.
+template <class E>
+INLINE void soften(float* s, E* weights, int64_t n, int64_t low, int64_t high, const uint8_t* seen, const Scale& how,
+                   float* top, float* total, float* sums, int64_t dv) {
+    auto store = [&](const vf* x, int vectors) {
+        if (sizeof(E) == 4) {
+#pragma GCC unroll 16
+            for (int v = 0; v < BN / W; v++) {
+                if (v >= vectors) break;
+                storef(reinterpret_cast<float*>(weights) + v * W, x[v]);
+            }
+            return;
+        }
 #if defined(__AVX512BF16__)
         // Two vectors in one store: what reads them reads 64 bytes, which two stores could not forward.
         for (int v = 0; v < BN / W; v += 2) {
@@ -309,6 +327,6 @@ INLINE void soften(float* s, E* weights, int64_t n, int64_t low, int64_t high, c
                 v + 1 < vectors ? (__m512)x[v + 1] : _mm512_setzero_ps(), (__m512)x[v]));
         }
 #endif
-    }
-    storef(total, sum);
+    };
+    weigh<false>(s, n, low, high, seen, how, sizeof(E) == 4, top, total, sums, dv, [] {}, store);
 }

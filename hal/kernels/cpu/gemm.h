@@ -1,89 +1,83 @@
-// c[m][n] (+)= a[m][k] b[k][n] for small blocks, in two kinds of numbers. Included inside HAL_NS.
+// Small matrix products c[m][n] (+)= a[m][k] b[k][n], float32 sums, in two kinds of numbers. Included inside HAL_NS.
 //
-// Fp32: a and b are float32. Pairs: a and b are bfloat16, b as pairs along k ([k/2][n][2]), a row-major; sums are
-// float32 in both. n is a multiple of W (Pairs: of 32), k of 1 (Pairs: of 32), rows of c are ldc floats apart.
+// Both kinds hold a and b as 32-bit words along k: a[m][words], b[words][n], so that one word of b lies in each lane.
+// - Fp32: a word is a float32.
+// - Parts<P>: a word is two bfloat16 of neighbouring k, and a number is the sum of P bfloat16 numbers, each in a plane
+//   of its own: 1 holds a bfloat16 exactly, 2 a float16, 3 a float32 (8 bits of the significand each). Of the 9 products
+//   of 3 planes those of planes i + j < 3 are made, the others are below a float32's last bit; of 2 planes all 4, for
+//   a score that cancels would show the smallest. P > 1 needs AMX.
+// n is a multiple of W (Parts: of 32), rows of c are ldc floats apart. m is rounded up to the kernel's rows: a and c
+// have room for that, rows of a past m hold anything finite and give rows of c that nobody reads.
+
+typedef uint32_t word __attribute__((may_alias));
 
 struct Fp32 {
     typedef float type;
-    enum { pad = 16 };  // what widths are rounded up to
+    enum { pad = 16, parts = 1 };  // what widths are rounded up to
 };
-struct Pairs {
+template <int P> struct Parts {
     typedef uint16_t type;
-    enum { pad = 32 };
+    enum { pad = 32, parts = P };
+    static constexpr int partners(int plane) { return P == 2 ? 2 : P - plane; }  // planes of b that meet one of a
 };
+typedef Parts<1> Pairs;
+
+// Rows of a (planes of them one after another), and words of b likewise.
+template <class C> struct Left {
+    const typename C::type* at;
+    int64_t ld, plane;
+};
+template <class C> struct Right {
+    const word* at;
+    int64_t ld, plane;
+};
+
+// --- one block in registers: R rows, V vectors of columns ---
 
 #if defined(__AVX512F__)
-enum { MR = 6, NV = 4 };
+enum { MR = 12, MORE = 4, NV = 2 };
 #elif defined(__AVX2__)
-enum { MR = 6, NV = 2 };
+enum { MR = 6, MORE = 2, NV = 2 };
 #else
-enum { MR = 4, NV = 2 };
+enum { MR = 4, MORE = 2, NV = 2 };
 #endif
 
-template <int R, int V>
-INLINE void block_fp32(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t k,
-                       bool add) {
+INLINE vf times(Fp32, word a, const word* b, vf sum) {
+    float x;
+    __builtin_memcpy(&x, &a, 4);
+    return sum + set1(x) * load_raw<vf>(b);
+}
+#if defined(__AVX512BF16__)
+INLINE vf times(Pairs, word a, const word* b, vf sum) {
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(a)), load_raw<__m512bh>(b));
+}
+#endif
+
+template <class C, int R, int V>
+static void block(const word* a, int64_t lda, const word* b, int64_t ldb, float* c, int64_t ldc, int64_t words,
+                  bool add) {
     vf x[R][V];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) x[r][v] = add ? loadf(c + r * ldc + v * W) : zero();
-    for (int64_t i = 0; i < k; i++) {
-        vf y[V];
-        for (int v = 0; v < V; v++) y[v] = loadf(b + i * ldb + v * W);
-        for (int r = 0; r < R; r++) {
-            vf s = set1(a[r * lda + i]);
-            for (int v = 0; v < V; v++) x[r][v] += s * y[v];
-        }
-    }
+    for (int64_t i = 0; i < words; i++)
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) x[r][v] = times(C(), a[r * lda + i], b + i * ldb + v * W, x[r][v]);
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) storef(c + r * ldc + v * W, x[r][v]);
 }
 
-#if defined(__AVX512BF16__)
-template <int R, int V>
-INLINE void block_pairs(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, float* c, int64_t ldc,
-                        int64_t k, bool add) {
-    __m512 x[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) x[r][v] = add ? _mm512_loadu_ps(c + r * ldc + v * 16) : _mm512_setzero_ps();
-    for (int64_t i = 0; i < k / 2; i++) {
-        __m512bh y[V];
-        for (int v = 0; v < V; v++) y[v] = load_raw<__m512bh>(b + (i * ldb + v * 16) * 2);
-        for (int r = 0; r < R; r++) {
-            int pair;
-            __builtin_memcpy(&pair, a + r * lda + i * 2, 4);
-            __m512bh s = (__m512bh)_mm512_set1_epi32(pair);
-            for (int v = 0; v < V; v++) x[r][v] = _mm512_dpbf16_ps(x[r][v], s, y[v]);
-        }
-    }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) _mm512_storeu_ps(c + r * ldc + v * 16, x[r][v]);
-}
-#endif
-
-// One row count and vector count at a time, so that all sums stay in registers.
-template <class C, int R, int V> struct Block;
-template <int R, int V> struct Block<Fp32, R, V> {
-    static void run(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t k,
-                    bool add) { block_fp32<R, V>(a, lda, b, ldb, c, ldc, k, add); }
-};
-#if defined(__AVX512BF16__)
-template <int R, int V> struct Block<Pairs, R, V> {
-    static void run(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, float* c, int64_t ldc, int64_t k,
-                    bool add) { block_pairs<R, V>(a, lda, b, ldb, c, ldc, k, add); }
-};
-#endif
-
-template <class C, int R>
-static void row_block(const typename C::type* a, int64_t lda, const typename C::type* b, int64_t ldb, float* c,
-                      int64_t ldc, int64_t n, int64_t k, bool add) {
-    const int64_t per = sizeof(typename C::type) == 2 ? 2 : 1;  // elements of b a lane
-    int64_t j = 0;
-    for (; j + NV * W <= n; j += NV * W) Block<C, R, NV>::run(a, lda, b + j * per, ldb, c + j, ldc, k, add);
-    for (; j < n; j += W) Block<C, R, 1>::run(a, lda, b + j * per, ldb, c + j, ldc, k, add);
+// V vectors of columns for all rows: so much of b stays in the L1 cache meanwhile.
+template <class C, int V>
+static void panel(const word* a, int64_t lda, const word* b, int64_t ldb, float* c, int64_t ldc, int64_t m,
+                  int64_t words, bool add) {
+    int64_t i = 0;
+    for (; i + MR <= m; i += MR) block<C, MR, V>(a + i * lda, lda, b, ldb, c + i * ldc, ldc, words, add);
+    for (; i < m; i += MORE) block<C, MORE, V>(a + i * lda, lda, b, ldb, c + i * ldc, ldc, words, add);
 }
 
 #if defined(__AMX_BF16__)
-// Tiles 0..3: sums, 4: a, 5..7: b.
+// --- AMX: tiles of 16 rows x 16 words. 0..3 are sums ---
+
 struct alignas(64) TileConfig {
     uint8_t palette, start_row, reserved[14];
     uint16_t columns[16];
@@ -101,126 +95,120 @@ INLINE void amx_begin() {
 }
 INLINE void amx_end() { _tile_release(); }
 
-// 16 rows; rows of a past m hold anything finite and give rows of c that nobody reads.
-static void amx_rows(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, float* c, int64_t ldc, int64_t n,
-                     int64_t k, bool add) {
-    int64_t j = 0;
-    for (; j + 64 <= n; j += 64) {
-        if (add) {
-            _tile_loadd(0, c + j, ldc * 4);
-            _tile_loadd(1, c + j + 16, ldc * 4);
-            _tile_loadd(2, c + j + 32, ldc * 4);
-            _tile_loadd(3, c + j + 48, ldc * 4);
-        } else {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
+// Up to 4 x 16 x 16 sums: 2 x 2 of 32 rows and 32 columns (`square`), or 16 rows of 32 or 64 columns.
+static void amx_load(const float* c, int64_t ldc, bool square, bool four) {
+    const float* low = square ? c + 16 * ldc : c + 32;
+    _tile_loadd(0, c, ldc * 4);
+    _tile_loadd(1, c + 16, ldc * 4);
+    if (!four) return;
+    _tile_loadd(2, low, ldc * 4);
+    _tile_loadd(3, low + 16, ldc * 4);
+}
+static void amx_store(float* c, int64_t ldc, bool square, bool four) {
+    float* low = square ? c + 16 * ldc : c + 32;
+    _tile_stored(0, c, ldc * 4);
+    _tile_stored(1, c + 16, ldc * 4);
+    if (!four) return;
+    _tile_stored(2, low, ldc * 4);
+    _tile_stored(3, low + 16, ldc * 4);
+}
+static void amx_zero() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+// 32 numbers along k of it.
+template <class C> static void amx_square(const Left<C>& a, const Right<C>& b) {
+#pragma GCC unroll 3
+    for (int p = 0; p < C::parts; p++) {
+        const uint16_t* x = a.at + p * a.plane;
+        _tile_loadd(4, x, a.ld * 2);
+        _tile_loadd(5, x + 16 * a.ld, a.ld * 2);
+        for (int q = 0; q < C::partners(p); q++) {
+            const word* y = b.at + q * b.plane;
+            _tile_loadd(6, y, b.ld * 4);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, y + 16, b.ld * 4);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
         }
-        for (int64_t i = 0; i < k; i += 32) {
-            const uint16_t* y = b + (i / 2 * ldb + j) * 2;
-            _tile_loadd(4, a + i, lda * 2);
-            _tile_loadd(5, y, ldb * 4);
+    }
+}
+template <class C> static void amx_strip(const Left<C>& a, const Right<C>& b, bool four) {
+#pragma GCC unroll 3
+    for (int p = 0; p < C::parts; p++) {
+        _tile_loadd(4, a.at + p * a.plane, a.ld * 2);
+        for (int q = 0; q < C::partners(p); q++) {
+            const word* y = b.at + q * b.plane;
+            _tile_loadd(5, y, b.ld * 4);
             _tile_dpbf16ps(0, 4, 5);
-            _tile_loadd(6, y + 32, ldb * 4);
+            _tile_loadd(6, y + 16, b.ld * 4);
             _tile_dpbf16ps(1, 4, 6);
-            _tile_loadd(7, y + 64, ldb * 4);
+            if (!four) continue;
+            _tile_loadd(7, y + 32, b.ld * 4);
             _tile_dpbf16ps(2, 4, 7);
-            _tile_loadd(5, y + 96, ldb * 4);
+            _tile_loadd(5, y + 48, b.ld * 4);
             _tile_dpbf16ps(3, 4, 5);
         }
-        _tile_stored(0, c + j, ldc * 4);
-        _tile_stored(1, c + j + 16, ldc * 4);
-        _tile_stored(2, c + j + 32, ldc * 4);
-        _tile_stored(3, c + j + 48, ldc * 4);
-    }
-    for (; j < n; j += 16) {
-        if (add)
-            _tile_loadd(0, c + j, ldc * 4);
-        else
-            _tile_zero(0);
-        for (int64_t i = 0; i < k; i += 32) {
-            _tile_loadd(4, a + i, lda * 2);
-            _tile_loadd(5, b + (i / 2 * ldb + j) * 2, ldb * 4);
-            _tile_dpbf16ps(0, 4, 5);
-        }
-        _tile_stored(0, c + j, ldc * 4);
     }
 }
 #endif
 
-// m rows of a; a and c have room for m rounded up to 16 rows (ROWS).
-template <class C>
-static void multiply(const typename C::type* a, int64_t lda, const typename C::type* b, int64_t ldb, float* c,
-                     int64_t ldc, int64_t m, int64_t n, int64_t k, bool add) {
-    int64_t i = 0;
-    for (; i + MR <= m; i += MR) row_block<C, MR>(a + i * lda, lda, b, ldb, c + i * ldc, ldc, n, k, add);
-    const typename C::type* rest = a + i * lda;
-    float* to = c + i * ldc;
-    switch (m - i) {
-#if defined(__AVX2__)
-        case 5: return row_block<C, 5>(rest, lda, b, ldb, to, ldc, n, k, add);
-        case 4: return row_block<C, 4>(rest, lda, b, ldb, to, ldc, n, k, add);
-#endif
-        case 3: return row_block<C, 3>(rest, lda, b, ldb, to, ldc, n, k, add);
-        case 2: return row_block<C, 2>(rest, lda, b, ldb, to, ldc, n, k, add);
-        case 1: return row_block<C, 1>(rest, lda, b, ldb, to, ldc, n, k, add);
-        default: return;
-    }
-}
+// A product that is made step by step, so that other work can be done in between.
+template <class C> struct Product {
+    Left<C> a;
+    Right<C> b;
+    float* c;
+    int64_t ldc, m, n, k;  // k in numbers
+    bool add;
+    int64_t at, i, steps;  // columns and numbers along k that are done, steps that are left
+
+    Product() : steps(0) {}
+    Product(Left<C> left, Right<C> right, float* to, int64_t ld, int64_t rows, int64_t columns, int64_t depth,
+            bool more)
+        : a(left), b(right), c(to), ldc(ld), m(rows), n(columns), k(depth), add(more), at(0), i(0),
+          steps((columns + width() - 1) / width() * (TILED ? depth / 32 : 1)) {}
+    void finish() { while (steps) step(); }
+
 #if defined(__AMX_BF16__)
-template <>
-void multiply<Pairs>(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, float* c, int64_t ldc, int64_t m,
-                     int64_t n, int64_t k, bool add) {
-    for (int64_t i = 0; i < m; i += 16) amx_rows(a + i * lda, lda, b, ldb, c + i * ldc, ldc, n, k, add);
-}
-#endif
-
-// --- packing ---
-
-// 32-bit words: to[c][r] = from[r][c] for a block of W x W (AVX-512: 16 x 16); rows of `to` are ldt words apart.
-INLINE void transpose(const uint32_t* const* from, int64_t at, uint32_t* to, int64_t ldt) {
-#if defined(__AVX512F__)
-    __m512i r[16], t[16];
-    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from[i] + at);
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    // r[4 g + j], 128-bit lane l: column 4 l + j of rows 4 g .. 4 g + 3
-    for (int j = 0; j < 4; j++) {
-        __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
-        __m512i c = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd), d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
-        _mm512_storeu_si512(to + (0 + j) * ldt, _mm512_shuffle_i32x4(a, b, 0x88));
-        _mm512_storeu_si512(to + (8 + j) * ldt, _mm512_shuffle_i32x4(a, b, 0xdd));
-        _mm512_storeu_si512(to + (4 + j) * ldt, _mm512_shuffle_i32x4(c, d, 0x88));
-        _mm512_storeu_si512(to + (12 + j) * ldt, _mm512_shuffle_i32x4(c, d, 0xdd));
-    }
-#elif defined(__AVX2__)
-    __m256 r[8], t[8];
-    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps((const float*)(from[i] + at));
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-    }
-    for (int i = 0; i < 4; i++) {
-        _mm256_storeu_ps((float*)(to + i * ldt), _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-        _mm256_storeu_ps((float*)(to + (i + 4) * ldt), _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    enum { TILED = 1 };
+    int64_t width() const { return m > 16 ? 32 : 64; }
+    void step() {
+        const bool square = m > 16, four = square || n - at > 32;
+        float* to = c + at;
+        if (i == 0) {
+            if (add)
+                amx_load(to, ldc, square, four);
+            else
+                amx_zero();
+        }
+        const Left<C> x = {a.at + i, a.ld, a.plane};
+        const Right<C> y = {b.at + i / 2 * b.ld + at, b.ld, b.plane};
+        if (square)
+            amx_square<C>(x, y);
+        else
+            amx_strip<C>(x, y, four);
+        steps--;
+        i += 32;
+        if (i < k) return;
+        amx_store(to, ldc, square, four);
+        i = 0;
+        at += width();
     }
 #else
-    for (int i = 0; i < W; i++)
-        for (int j = 0; j < W; j++) to[j * ldt + i] = from[i][at + j];
+    enum { TILED = 0 };
+    int64_t width() const { return NV * W; }
+    void step() {
+        const int64_t per = 4 / sizeof(typename C::type);
+        const word* x = reinterpret_cast<const word*>(a.at);
+        if (n - at >= NV * W)
+            panel<C, NV>(x, a.ld / per, b.at + at, b.ld, c + at, ldc, m, k / per, add);
+        else
+            panel<C, 1>(x, a.ld / per, b.at + at, b.ld, c + at, ldc, m, k / per, add);
+        steps--;
+        at += NV * W;
+    }
 #endif
-}
+};

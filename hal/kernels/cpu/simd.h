@@ -21,7 +21,7 @@ typedef uint8_t vb __attribute__((vector_size(W)));
 #define INLINE_OF inline __attribute__((always_inline))  // a specialisation takes no `static`; HAL_NS keeps it apart
 
 INLINE vf zero() { return vf{}; }
-INLINE vf set1(float x) { return vf{} + x; }
+INLINE vf set1(float x) { return x - vf{}; }  // not vf{} + x: the compiler would have to add, for -0
 template <class V> INLINE V load_raw(const void* p) { V v; __builtin_memcpy(&v, p, sizeof v); return v; }
 INLINE vf loadf(const float* p) { return load_raw<vf>(p); }
 INLINE void storef(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }

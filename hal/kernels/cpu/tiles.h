@@ -1,50 +1,15 @@
 // Attention by tiles: keys and values packed, scores and sums as small matrix products. Included inside HAL_NS.
+//
+// Keys are packed in chunks that stay in the L2 cache. For each block of RB rows (tokens x heads of a group), its sums
+// in the L1 cache meanwhile, the tiles of BN keys of the chunk are walked. While the weights of one tile are made, row
+// by row, the products on either side are made step by step between the rows: the sums of the tile before, the scores
+// of the tile after. So AMX has work while the vector units have.
 
 #if defined(__AMX_BF16__)
-constexpr int64_t RB = 16;  // rows whose scores are held at a time
+constexpr int64_t RB = 32;  // rows of a block
 #else
-constexpr int64_t RB = 12;
+constexpr int64_t RB = 24;
 #endif
-
-template <class C> static void stage_row(int64_t dtype, const char* from, int64_t width, int64_t padded,
-                                         typename C::type* to, float* work) {
-    if (sizeof(typename C::type) == 4) {
-        floats(dtype, from, width, reinterpret_cast<float*>(to));
-    } else if (dtype == HAL_BF16) {
-        memcpy(to, from, width * 2);
-    } else {
-        floats(dtype, from, width, work);
-        rounded(HAL_BF16, work, width, reinterpret_cast<char*>(to));
-    }
-    memset(to + width, 0, (padded - width) * sizeof(typename C::type));
-}
-
-// Rows of keys -> [width][BN] (Pairs: [width / 2][BN][2]).
-template <class C> static void pack_keys(const char* const* rows, int64_t width, typename C::type* to) {
-    const int64_t words = width * sizeof(typename C::type) / 4;
-    for (int64_t n = 0; n < BN; n += W)
-        for (int64_t d = 0; d < words; d += W)
-            transpose(reinterpret_cast<const uint32_t* const*>(rows + n), d,
-                      reinterpret_cast<uint32_t*>(to) + d * BN + n, BN);
-}
-// Rows of values -> [BN / 2][width][2] (Pairs) or one after another (Fp32).
-template <class C> static void pack_values(const char* const* rows, int64_t n, int64_t width, typename C::type* to) {
-#if defined(__AVX512BF16__)
-    if (sizeof(typename C::type) == 2) {
-        for (int64_t i = 0; i < n; i += 2) {
-            const __m256i* a = reinterpret_cast<const __m256i*>(rows[i]);
-            const __m256i* b = reinterpret_cast<const __m256i*>(rows[i + 1]);
-            __m512i* o = reinterpret_cast<__m512i*>(to + i * width);
-            for (int64_t d = 0; d < width / 16; d++)
-                _mm512_storeu_si512(o + d, _mm512_or_si512(
-                    _mm512_cvtepu16_epi32(_mm256_loadu_si256(a + d)),
-                    _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(b + d)), 16)));
-        }
-        return;
-    }
-#endif
-    for (int64_t i = 0; i < n; i++) memcpy(to + i * width, rows[i], width * sizeof(typename C::type));
-}
 
 // bytes[token][BN]: which of keys first..first + n each token sees; used[key]: whether any does.
 static void look(const Job& j, const Item& it, int64_t first, int64_t n, uint8_t* bytes, uint8_t* used) {
@@ -75,75 +40,112 @@ static void look(const Job& j, const Item& it, int64_t first, int64_t n, uint8_t
     }
 }
 
-template <class C> static int tiles(const Job& j, const Item& it) {
+constexpr int64_t CHUNK_BYTES = 256 << 10;  // of packed keys and values
+
+// A block of rows and a tile of the chunk.
+struct Place {
+    int64_t r0, tile;
+};
+
+template <class C> struct Tiles {
     typedef typename C::type E;
+    typedef typename std::conditional<C::parts == 1, E, float>::type V;  // what values are packed from
+    typedef typename std::conditional<sizeof(V) == 2, Pairs, Fp32>::type Values;
+    enum { per = 4 / sizeof(E), P = C::parts };  // numbers a word
+
+    const Job& j;
+    const Item& it;
     const HalCall& c = *j.call;
     const Seq& s = j.seqs[it.seq];
-    const int64_t tokens = it.t1 - it.t0, m = tokens * j.group, rows = round_up(m, 16) + 16;
-    const int64_t dk = round_up(j.dim, C::pad), dv = round_up(j.dim_v, C::pad);
+    const Keys keys{j, s};
     const bool latent = c.qv.data, sparse = c.sparse_indices.data;
-    const int64_t same = sizeof(E) == 2 ? HAL_BF16 : HAL_F32;
-    const int64_t wide = dk > dv ? dk : dv;
-
-    E *a, *av, *kt, *vt, *stage_k, *stage_v, *values, *weights, *nothing;
-    float *sums, *top, *total, *scores, *work;
-    int64_t *low, *high;
-    uint8_t *bytes, *used;
-    int32_t* picked;
-    const int64_t topk = sparse ? c.sparse_indices.size[1] : 0;
-    for (Carver carve{nullptr};; carve = Carver{scratch.data}) {
-        a = carve.take<E>(rows * dk);
-        av = carve.take<E>(latent ? rows * dv : 0);
-        kt = carve.take<E>(BN * dk);
-        vt = carve.take<E>(latent ? BN * dv : 0);
-        stage_k = carve.take<E>(BN * dk);
-        stage_v = carve.take<E>(BN * dv);
-        values = carve.take<E>(BN * dv);
-        weights = carve.take<E>(16 * BN);
-        nothing = carve.take<E>(wide);
-        sums = carve.take<float>(rows * dv);
-        top = carve.take<float>(rows);
-        total = carve.take<float>(rows * W);
-        scores = carve.take<float>(2 * 16 * BN);
-        work = carve.take<float>(wide * 2 + 64);
-        low = carve.take<int64_t>(tokens);
-        high = carve.take<int64_t>(tokens);
-        bytes = carve.take<uint8_t>(j.complex_mask ? tokens * BN : 0);
-        used = carve.take<uint8_t>(BN);
-        picked = carve.take<int32_t>(topk);
-        if (carve.base) break;
-        if (!scratch.need(carve.used)) return HAL_NO_MEMORY;
-    }
-#if defined(__AMX_BF16__)
-    if (sizeof(E) == 2) amx_begin();
-#endif
-    memset(nothing, 0, wide * sizeof(E));
-    const int64_t h = it.h0;
-    for (int64_t t = 0; t < tokens; t++) {
-        for (int64_t g = 0; g < j.group; g++) {
-            int64_t r = t * j.group + g;
-            load_query<C>(j, c.q, s, it.seq, it.t0 + t, h * j.group + g, j.dim, dk, true, work, a + r * dk);
-            if (latent)
-                load_query<C>(j, c.qv, s, it.seq, it.t0 + t, h * j.group + g, j.dim_v, dv, false, work, av + r * dv);
-        }
-        if (!sparse) hal_span(&c, &s, it.seq, it.t0 + t, &low[t], &high[t]);
-    }
-    memset(a + m * dk, 0, (rows - m) * dk * sizeof(E));
-    if (latent) memset(av + m * dv, 0, (rows - m) * dv * sizeof(E));
-    memset(sums, 0, rows * dv * sizeof(float));
-    memset(total, 0, rows * W * sizeof(float));
-    for (int64_t r = 0; r < rows; r++) top[r] = -INFINITY;
-
-    // real key = stored * k_descale, and the latent one * v_descale: one factor for the sum of both products.
-    float kd = number(c.k_descale, it.seq, h), vd = number(c.v_descale, it.seq, h), ratio = 1.0f;
-    if (latent && kd != vd && vd != 0) {
-        ratio = kd / vd;
-        kd = vd;
-    }
-    const Scale how(c, number(c.q_descale, it.seq, h) * kd);
-
+    const int64_t h = it.h0, tokens = it.t1 - it.t0, m = tokens * j.group, rows = round_up(m, RB);
+    const int64_t dk = round_up(j.dim, C::pad), dv = round_up(j.dim_v, C::pad), wide = dk > dv ? dk : dv;
+    const int64_t dq = dk + (latent ? dv : 0);  // of a row of queries: q, and qv beside it
+    const bool straight_k = P == 1 && c.k.dtype == (sizeof(E) == 2 ? HAL_BF16 : HAL_F32) && j.dim == dk;
+    const bool straight_v = c.v.dtype == (sizeof(V) == 2 ? HAL_BF16 : HAL_F32) && j.dim_v == dv;
+    float ratio = 1.0f;  // of the two halves of a latent score
     int64_t j0 = it.j0, j1 = it.j1;
-    if (sparse) {
+    // Words of a packed tile of keys, and of values. Planes lie one after another.
+    const int64_t k_plane = BN * dq / per, v_plane = BN * dv / per, k_tile = P * k_plane, v_tile = P * v_plane;
+    const int64_t chunk = chunk_keys();
+    int64_t at = 0, n = 0;  // the chunk's first key, and how many
+
+    E *a, *weights[2], *stage_k, *stage_l;
+    V* stage_v;
+    float *sums, *top, *total, *scores[2], *nothing, *line, *work;
+    int64_t *low, *high;  // keys that a token may see
+    int32_t *from, *to;   // and a row
+    int32_t* picked;
+    word *packed_k, *packed_v;
+    uint8_t *bytes, *used;  // under a complex mask: see look(), for every tile of the chunk
+
+    Tiles(const Job& job, const Item& item) : j(job), it(item) {}
+
+    int64_t chunk_keys() const {  // whole tiles, at least one
+        int64_t keys = CHUNK_BYTES / int64_t(sizeof(E) * P * (dq + dv)) / BN * BN;
+        const int64_t need = round_up(it.j1 - it.j0, BN);
+        if (keys > need) keys = need;
+        return keys > BN ? keys : BN;
+    }
+
+    bool carve() {
+        for (Carver x{nullptr};; x = Carver{scratch.data}) {
+            a = x.take<E>(P * rows * dq);
+            for (E*& w : weights) w = x.take<E>(P * RB * BN);
+            packed_k = x.take<word>(chunk / BN * k_tile);
+            packed_v = x.take<word>(chunk / BN * v_tile);
+            bytes = x.take<uint8_t>(j.complex_mask ? tokens * chunk : 0);
+            used = x.take<uint8_t>(BN);
+            stage_k = x.take<E>(P * 16 * dk);
+            stage_l = x.take<E>(P > 1 && latent ? P * 16 * dv : 0);
+            stage_v = x.take<V>(32 * dv);
+            for (float*& one : scores) one = x.take<float>(RB * BN);
+            sums = x.take<float>(rows * dv);
+            top = x.take<float>(rows);
+            total = x.take<float>(rows * W);
+            nothing = x.take<float>(wide);
+            line = x.take<float>(wide);
+            work = x.take<float>(wide * 2 + 64);
+            low = x.take<int64_t>(tokens);
+            high = x.take<int64_t>(tokens);
+            from = x.take<int32_t>(rows);
+            to = x.take<int32_t>(rows);
+            picked = x.take<int32_t>(sparse ? c.sparse_indices.size[1] : 0);
+            if (x.base) break;
+            if (!scratch.need(x.used)) return false;
+        }
+        for (E* w : weights) memset(w, 0, P * RB * BN * sizeof(E));
+        memset(nothing, 0, wide * sizeof(float));
+        memset(sums, 0, rows * dv * sizeof(float));
+        memset(total, 0, rows * W * sizeof(float));
+        for (int64_t r = 0; r < rows; r++) top[r] = -INFINITY;
+        return true;
+    }
+
+    void one_query(const HalTensor& x, int64_t t, int64_t head, int64_t width, int64_t padded, bool turn, E* to) {
+        if constexpr (P == 1) {
+            load_query<C>(j, x, s, it.seq, t, head, width, padded, turn, work, to);
+        } else {
+            load_query<Fp32>(j, x, s, it.seq, t, head, width, padded, turn, work, line);
+            split_row<C>(line, padded, to, rows * dq);
+        }
+    }
+
+    void queries() {
+        for (int64_t t = 0; t < tokens; t++) {
+            for (int64_t g = 0; g < j.group; g++) {
+                E* to = a + (t * j.group + g) * dq;
+                one_query(c.q, it.t0 + t, h * j.group + g, j.dim, dk, true, to);
+                if (latent) one_query(c.qv, it.t0 + t, h * j.group + g, j.dim_v, dv, false, to + dk);
+            }
+            if (!sparse) hal_span(&c, &s, it.seq, it.t0 + t, &low[t], &high[t]);
+        }
+        for (int p = 0; p < P; p++) memset(a + (p * rows + m) * dq, 0, (rows - m) * dq * sizeof(E));
+        if (!sparse) {
+            for (int64_t r = 0; r < m; r++) from[r] = int32_t(low[r / j.group]), to[r] = int32_t(high[r / j.group]);
+            return;
+        }
         const int32_t* index = reinterpret_cast<const int32_t*>(c.sparse_indices.data) +
                                (s.first + it.t0) * c.sparse_indices.stride[0];
         int64_t count = 0;
@@ -155,97 +157,185 @@ template <class C> static int tiles(const Job& j, const Item& it) {
         j1 = count;
         low[0] = 0;
         high[0] = count;
+        for (int64_t r = 0; r < m; r++) from[r] = 0, to[r] = int32_t(count);
     }
-    const Keys keys(j, s);
-    const bool straight_k = c.k.dtype == same && j.dim == dk, straight_v = c.v.dtype == same && j.dim_v == dv;
-    const char *kp[2][BN], *vp[2][BN];
-    auto find = [&](int64_t at, int64_t n, int now) {
-        if (sparse)
-            keys.slots(picked + at, n, h, kp[now], vp[now]);
-        else
-            keys.find(at, n, h, kp[now], vp[now]);
-    };
-    if (j0 < j1) find(j0, j1 - j0 < BN ? j1 - j0 : BN, 0);
-    int now = 0;
-    for (int64_t at = j0; at < j1; at += BN, now ^= 1) {
-        const int64_t n = j1 - at < BN ? j1 - at : BN, next = at + BN;
-        const int64_t ahead = next >= j1 ? 0 : j1 - next < BN ? j1 - next : BN;
-        if (ahead) find(next, ahead, now ^ 1);
-        if (j.complex_mask) look(j, it, at, n, bytes, used);
-        const char** k = kp[now];
-        const char** v = vp[now];
-        for (int64_t i = 0; i < ahead; i++) {
-            prefetch_row(kp[now ^ 1][i], j.dim * size_of(c.k));
-            prefetch_row(vp[now ^ 1][i], j.dim_v * size_of(c.v));
-        }
-        for (int64_t i = 0; i < BN; i++) {
-            if (i >= n || (j.complex_mask && !used[i])) {
-                k[i] = v[i] = reinterpret_cast<const char*>(nothing);
-                continue;
-            }
-            if (!straight_k) {
-                stage_row<C>(c.k.dtype, k[i], j.dim, dk, stage_k + i * dk, work);
-                k[i] = reinterpret_cast<const char*>(stage_k + i * dk);
-            }
-            if (!straight_v) {
-                stage_row<C>(c.v.dtype, v[i], j.dim_v, dv, stage_v + i * dv, work);
-                v[i] = reinterpret_cast<const char*>(stage_v + i * dv);
-            }
-        }
-        pack_keys<C>(k, dk, kt);
-        if (latent) pack_keys<C>(v, dv, vt);
-        const int64_t depth = round_up(n, sizeof(E) == 2 ? 32 : 1), columns = round_up(n, W);
-        pack_values<C>(v, depth, dv, values);
 
-        // Blocks of rows that see something of this tile. Low and high never fall along a sequence, but that rows
-        // which see nothing have any: so each row's are looked at.
-        auto sees = [&](int64_t r0) {
-            if (j.complex_mask || sparse) return true;
-            for (int64_t t = r0 / j.group; t < tokens && t * j.group < r0 + RB; t++)
-                if (low[t] < high[t] && at < high[t] && at + n > low[t]) return true;
-            return false;
-        };
-        auto following = [&](int64_t r0) {
-            while (r0 < m && !sees(r0)) r0 += RB;
-            return r0;
-        };
-        auto score = [&](int64_t r0, float* into) {
-            const int64_t count = m - r0 < RB ? m - r0 : RB;
-            multiply<C>(a + r0 * dk, dk, kt, BN, into, BN, count, BN, dk, false);
-            if (!latent) return;
-            if (ratio != 1.0f)
-                for (int64_t i = 0; i < count * BN; i += W) storef(into + i, loadf(into + i) * ratio);
-            multiply<C>(av + r0 * dv, dv, vt, BN, into, BN, count, BN, dv, true);
-        };
-        // The scores of the next block are under way while this one's weights are made.
-        float* here = scores;
-        float* there = scores + 16 * BN;
-        int64_t r0 = following(0);
-        if (r0 < m) score(r0, here);
-        while (r0 < m) {
-            const int64_t count = m - r0 < RB ? m - r0 : RB, then = following(r0 + RB);
-            if (then < m) score(then, there);
-            for (int64_t r = 0; r < count; r++) {
-                const int64_t t = (r0 + r) / j.group;
-                int64_t from = sparse ? 0 : low[t] - at, to = (sparse ? high[0] : high[t]) - at;
-                if (to > n) to = n;
-                soften(here + r * BN, weights + r * BN, columns, from, to,
-                       j.complex_mask ? bytes + t * BN : nullptr, how, &top[r0 + r], total + (r0 + r) * W,
-                       sums + (r0 + r) * dv, dv);
-                if (columns < depth) memset(weights + r * BN + columns, 0, (depth - columns) * sizeof(E));
+    // --- packing ---
+
+    void find(int64_t first, int64_t count, const char** k, const char** v) const {
+        if (sparse)
+            keys.slots(picked + first, count, h, k, v);
+        else
+            keys.find(first, count, h, k, v);
+    }
+
+    // 16 keys from `first` of a tile of `count`.
+    void pack(const char* const* kp, const char** vp, int64_t first, int64_t count, word* to_k, word* to_v) {
+        const word *k[16], *l[16];
+        const char* zeros = reinterpret_cast<const char*>(nothing);
+        for (int64_t i = 0; i < 16; i++) {
+            const int64_t key = first + i;
+            const bool none = key >= count || (j.complex_mask && !used[key]);
+            if (none || straight_k) {
+                k[i] = reinterpret_cast<const word*>(none ? zeros : kp[key]);
+            } else {
+                stage<C>(c.k.dtype, kp[key], j.dim, dk, line, stage_k + i * dk, 16 * dk);
+                k[i] = reinterpret_cast<const word*>(stage_k + i * dk);
             }
-            multiply<C>(weights, BN, values, dv, sums + r0 * dv, dv, count, dv, depth, true);
-            r0 = then;
-            float* other = here;
-            here = there;
-            there = other;
+            if (none) {
+                vp[key] = zeros;
+            } else if (!straight_v) {
+                V* to = stage_v + key % 32 * dv;
+                stage<Values>(c.v.dtype, vp[key], j.dim_v, dv, line, to, 0);
+                vp[key] = reinterpret_cast<const char*>(to);
+            }
+            l[i] = reinterpret_cast<const word*>(vp[key]);
+            if constexpr (P > 1)
+                if (latent && !none) {
+                    split_row<C>(reinterpret_cast<const float*>(vp[key]), dv, stage_l + i * dv, 16 * dv);
+                    l[i] = reinterpret_cast<const word*>(stage_l + i * dv);
+                }
+        }
+        for (int p = 0; p < P; p++) {
+            word* to = to_k + p * k_plane + first;
+            pack_keys(k, dk / per, to);
+            if (latent) pack_keys(l, dv / per, to + dk / per * BN);
+            for (int64_t i = 0; p + 1 < P && i < 16; i++) {  // a row of zeros serves every plane
+                if (reinterpret_cast<const float*>(k[i]) != nothing) k[i] += 16 * dk / per;
+                if (reinterpret_cast<const float*>(l[i]) != nothing) l[i] += 16 * dv / per;
+            }
+        }
+        if constexpr (per == 1) {
+            for (int64_t i = first; i < first + 16; i++) memcpy(to_v + i * dv, vp[i], dv * sizeof(float));
+        } else if (first % 32) {
+            pack_values<P>(vp + first - 16, dv, to_v + (first - 16) / 2 * dv, v_plane);
         }
     }
+
+    void pack_chunk() {
+        const char *kp[2][BN], *vp[2][BN];
+        find(at, keys_of(0), kp[0], vp[0]);
+        for (int64_t t = 0; t * BN < n; t++) {
+            const int64_t count = keys_of(t), more = (t + 1) * BN < n ? keys_of(t + 1) : 0;
+            const char **k = kp[t % 2], **v = vp[t % 2], **next_k = kp[(t + 1) % 2], **next_v = vp[(t + 1) % 2];
+            if (more) find(at + (t + 1) * BN, more, next_k, next_v);
+            if (j.complex_mask) look(j, it, at + t * BN, count, bytes + t * tokens * BN, used);
+            for (int64_t first = 0; first < round_up(count, 32); first += 16) {
+                for (int64_t i = first; i < first + 16 && i < more; i++) {
+                    prefetch_row(next_k[i], j.dim * size_of(c.k));
+                    prefetch_row(next_v[i], j.dim_v * size_of(c.v));
+                }
+                pack(k, v, first, count, packed_k + t * k_tile, packed_v + t * v_tile);
+            }
+        }
+    }
+
+    // --- blocks of rows and tiles ---
+
+    int64_t keys_of(int64_t tile) const { return n - tile * BN < BN ? n - tile * BN : BN; }
+    int64_t rows_of(int64_t r0) const { return m - r0 < RB ? m - r0 : RB; }
+
+    // One past the last key of a tile that somebody in a block sees, 0 where nobody sees any. Low and high never fall
+    // along a sequence, but that rows which see nothing have any: each token's are looked at.
+    int64_t seen_of(Place x) const {
+        const int64_t first = at + x.tile * BN, count = keys_of(x.tile);
+        if (j.complex_mask || sparse) return count;
+        int64_t most = 0;
+        for (int64_t i = x.r0 / j.group; i < tokens && i * j.group < x.r0 + RB; i++)
+            if (low[i] < high[i] && low[i] < first + count && high[i] - first > most) most = high[i] - first;
+        return most < count ? most : count;
+    }
+    int64_t columns(Place x) const { return round_up(seen_of(x), sizeof(E) == 2 ? 32 : W); }
+
+    // The next place where somebody sees something, from x on; r0 is m or more where there is none.
+    Place find_place(Place x) const {
+        for (; x.r0 < m; x.r0 += RB, x.tile = 0)
+            for (; x.tile * BN < n; x.tile++)
+                if (seen_of(x) > 0) return x;
+        return x;
+    }
+
+    Product<C> scores_of(Place x, float* to) const {
+        const Left<C> left = {a + x.r0 * dq, dq, rows * dq};
+        const Right<C> right = {packed_k + x.tile * k_tile, BN, k_plane};
+        const int64_t count = rows_of(x.r0), width = columns(x);
+        if (!latent || ratio == 1.0f) return {left, right, to, BN, count, width, dq, false};
+        Product<C>(left, right, to, BN, count, width, dk, false).finish();
+        for (int64_t i = 0; i < count * BN; i += W) storef(to + i, loadf(to + i) * ratio);
+        return {{left.at + dk, left.ld, left.plane}, {right.at + dk / per * BN, BN, right.plane}, to, BN, count, width,
+                dv, true};
+    }
+    Product<C> sums_of(Place x, const E* from) const {
+        return {{from, BN, RB * BN}, {packed_v + x.tile * v_tile, dv, v_plane}, sums + x.r0 * dv, dv, rows_of(x.r0), dv,
+                columns(x), true};
+    }
+
+    // The weights of row r of a tile of `count` keys from its scores of `width`. before: called before its sums change.
+    template <class Before>
+    INLINE_OF void row(Place x, int64_t r, int64_t width, const float* s, E* w, const Scale& how, Before before) {
+        const int64_t begin = at + x.tile * BN, count = keys_of(x.tile);
+        const int64_t first = from[r] - begin, last = to[r] - begin < count ? to[r] - begin : count;
+        const uint8_t* seen = j.complex_mask ? bytes + (x.tile * tokens + r / j.group) * BN : nullptr;
+        auto store = [&](const vf* y, int vectors) { keep<C>(y, vectors, w, RB * BN); };
+        const bool exact = sizeof(E) == 4 || P > 1;
+        if (first <= 0 && last >= BN && width == BN && !seen && how.cap == 0)
+            weigh<true>(s, width, first, last, seen, how, exact, &top[r], total + r * W, sums + r * dv, dv, before,
+                        store);
+        else
+            weigh<false>(s, width, first, last, seen, how, exact, &top[r], total + r * W, sums + r * dv, dv, before,
+                         store);
+    }
+
+    void walk(const Scale& how) {
+        Place x = find_place({0, 0});
+        if (x.r0 >= m) return;
+        int now = 0;
+        scores_of(x, scores[now]).finish();
+        Product<C> behind;
+        for (Place next; x.r0 < m; x = next, now ^= 1) {
+            next = find_place({x.r0, x.tile + 1});
+            Product<C> ahead;
+            if (next.r0 < m) ahead = scores_of(next, scores[now ^ 1]);
+            const int64_t count = rows_of(x.r0), width = columns(x), steps = behind.steps + ahead.steps;
+            auto before = [&] { behind.finish(); };
+            for (int64_t r = 0, due = 0; r < count; r++) {
+                row(x, x.r0 + r, width, scores[now] + r * BN, weights[now] + r * BN, how, before);
+                for (due += steps; due >= count && behind.steps + ahead.steps; due -= count)
+                    (behind.steps ? behind : ahead).step();
+            }
+            behind.finish();
+            ahead.finish();
+            behind = sums_of(x, weights[now]);
+        }
+        behind.finish();
+    }
+
+    int run() {
+        if (!carve()) return HAL_NO_MEMORY;
+        queries();
+        // real key = stored * k_descale, and the latent one * v_descale: one factor for the sum of both products.
+        float kd = number(c.k_descale, it.seq, h), vd = number(c.v_descale, it.seq, h);
+        if (latent && kd != vd && vd != 0) {
+            ratio = kd / vd;
+            kd = vd;
+        }
 #if defined(__AMX_BF16__)
-    if (sizeof(E) == 2) amx_end();
+        amx_begin();
 #endif
-    for (int64_t r = 0; r < m; r++)
-        hand_over(j, it, r, sums + r * dv, top[r], hsum(loadf(total + r * W)));
-    leave(j, it, sums);
-    return HAL_OK;
-}
+        const Scale how(c, number(c.q_descale, it.seq, h) * kd);
+        for (at = j0; at < j1; at += chunk) {
+            n = j1 - at < chunk ? j1 - at : chunk;
+            pack_chunk();
+            walk(how);
+        }
+#if defined(__AMX_BF16__)
+        amx_end();
+#endif
+        for (int64_t r = 0; r < m; r++)
+            hand_over(j, it, r, sums + r * dv, top[r], hsum(loadf(total + r * W)));
+        leave(j, it, sums);
+        return HAL_OK;
+    }
+};
+
+template <class C> static int tiles(const Job& j, const Item& it) { return Tiles<C>(j, it).run(); }
