@@ -16,7 +16,7 @@ from hal import __version__, env
 from hal.decision import NoBackendError
 from hal.platform import PlatformNotFoundError
 
-COMMANDS = ("devices", "backends", "explain", "generate", "verify", "bench")
+COMMANDS = ("devices", "backends", "explain", "generate", "verify", "bench", "run")
 _EPILOG = """examples:
   hal devices
   hal backends --platform npu

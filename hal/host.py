@@ -86,6 +86,8 @@ class Host:
                 # Editable installs answer through an import hook, not through the path.
                 known = sys.modules.get(name)
                 spec = known.__spec__ if known else importlib.util.find_spec(name)
+                if spec is not None and getattr(spec.loader, "hal_compat", False):
+                    return None  # HAL's own stand-in for the package (hal.compat) is not the package
             if spec is None:
                 return None
             locations = spec.submodule_search_locations

@@ -1,0 +1,113 @@
+"""The import system's side of the stand-ins: modules, specs and distribution metadata, and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from hal.compat.stand_ins import StandIn, left_out
+
+Patch = Callable[[ModuleType], None]
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Answers for the modules and distributions of some stand-ins, first in sys.meta_path.
+
+    patches: module of another package -> what is done to it right after it was executed.
+    """
+
+    def __init__(self, stand_ins: Sequence[StandIn], patches: Mapping[str, Patch]) -> None:
+        self.stand_ins = {stand_in.module: stand_in for stand_in in stand_ins}
+        self.patches = patches
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None,
+                  target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+        """Raises ModuleNotFoundError, with the reason, for modules of the real package that are not answered for."""
+        if name in self.patches:
+            return self._patched(name, path, target)
+        top = name.partition(".")[0]
+        stand_in = self.stand_ins.get(top)
+        if stand_in is None:
+            return None
+        if name not in stand_in.modules:
+            # Not `name`: the import system keeps quiet about a submodule of that name in `from package import it`.
+            raise ModuleNotFoundError(left_out(name), name=top)
+        source = importlib.util.find_spec(stand_in.modules[name])
+        assert source is not None
+        spec = importlib.machinery.ModuleSpec(name, Loader(stand_in.modules[name]), origin=source.origin)
+        spec.has_location = True
+        # Every one has a path, so that `from it import what_is_not_there` comes here and learns why.
+        spec.submodule_search_locations = []
+        return spec
+
+    def _patched(self, name: str, path: Sequence[str] | None,
+                 target: ModuleType | None) -> importlib.machinery.ModuleSpec | None:
+        for finder in [finder for finder in sys.meta_path if finder is not self]:
+            spec = finder.find_spec(name, path, target)
+            if spec is None or spec.loader is None:
+                continue
+            execute, patch = spec.loader.exec_module, self.patches[name]
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                patch(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one loader
+            return spec
+        return None
+
+    def find_distributions(self, context: Any = None) -> Iterable[importlib.metadata.Distribution]:
+        """The stand-ins as installed distributions; not where a path is asked about, on which they are not."""
+        asked = vars(context) if context is not None else {}
+        if "path" in asked:
+            return
+        name = asked.get("name")
+        for stand_in in self.stand_ins.values():
+            if name is None or _plain(name) == _plain(stand_in.distribution):
+                yield Distribution(stand_in)
+
+
+class Loader(importlib.abc.Loader):
+    """Makes a module that has everything of one of HAL's."""
+
+    hal_compat = True  # hal.host looks for real packages, and knows by this that it has not found one
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def exec_module(self, module: ModuleType) -> None:
+        own = vars(importlib.import_module(self.source))
+        module.__dict__.update({name: value for name, value in own.items()
+                                if not (name.startswith("__") and name.endswith("__")) or name in _COPIED})
+
+
+_COPIED = ("__all__", "__doc__", "__version__")
+
+
+class Distribution(importlib.metadata.Distribution):
+    """The metadata of a stand-in."""
+
+    def __init__(self, stand_in: StandIn) -> None:
+        self.stand_in = stand_in
+
+    def read_text(self, filename: str) -> str | None:
+        s = self.stand_in
+        return {"METADATA": f"Metadata-Version: 2.1\nName: {s.distribution}\nVersion: {s.version}\nSummary: HAL's "
+                            f"stand-in for {s.distribution} (attention-hal, hal.compat)\n",
+                "top_level.txt": f"{s.module}\n", "INSTALLER": "hal.compat\n"}.get(filename)
+
+    def locate_file(self, path: Any) -> Any:
+        from pathlib import Path
+
+        return Path(__file__).parent / path
+
+
+def _plain(distribution: str) -> str:
+    return distribution.lower().replace("-", "_").replace(".", "_")

@@ -1,0 +1,91 @@
+"""transformers beside the stand-ins: its availability checks know FlashAttention on a few devices alone.
+
+transformers 5.23 finds the stand-ins by their metadata, and then asks for CUDA (or MLU, MUSA) before it believes that
+they can run: `is_flash_attn_2_available` and `_3_`, and the table of devices that a model's weights may be on. On other
+devices that is corrected here: those two functions and one row of that table, as transformers is imported, and said on
+stderr. Nothing else of transformers changes, and torch.cuda.is_available() stays as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+from hal.compat.finder import Patch
+
+logger = logging.getLogger("hal")
+SERIES = "5.23."  # the releases whose source this was read from and is tested with
+CHECKS, DEVICES = "transformers.utils.import_utils", "transformers.modeling_flash_attention_utils"
+# Devices on which transformers has FlashAttention of its own, and never imports the package.
+OF_ITS_OWN = ("npu", "xpu")
+
+
+def patches(numbers: Sequence[str]) -> Mapping[str, Patch]:
+    """Module of transformers -> what is done to it after it was executed, for these versions of flash_attn."""
+    return {CHECKS: lambda module: _answer_checks(module, numbers), DEVICES: lambda module: _add_device(module, numbers)}
+
+
+def refuse_if_imported() -> None:
+    """transformers' modules took each other's functions by name when they were imported: then it is too late."""
+    if CHECKS in sys.modules:
+        raise RuntimeError("transformers was imported before: call hal.compat.install() first thing, or use `hal run`")
+
+
+def _device() -> str:
+    """The type of the device that the stand-ins are for, as torch calls it."""
+    from hal.compat import binding
+    from hal.platform import detect
+
+    return detect(binding.settings().device).torch_device.partition(":")[0]
+
+
+def _left_alone(device: str) -> bool:
+    from transformers import __version__
+
+    if not __version__.startswith(SERIES):
+        logger.warning("flash_attn: the checks of transformers %s are not known to HAL (known: %s*) and left alone: it may "
+                       "say that flash_attn can't be used on %s", __version__, SERIES, device)
+        return True
+    return device in OF_ITS_OWN
+
+
+def _answer_checks(module: Any, numbers: Sequence[str]) -> None:
+    device = _device()
+    if _left_alone(device):
+        return
+    changed = []
+    for number in numbers:
+        name = f"is_flash_attn_{number}_available"
+        if getattr(module, name)():
+            continue
+        setattr(module, name, _available(name))
+        changed.append(name)
+    if changed:
+        logger.warning("flash_attn: transformers' %s answer True on %s, where HAL serves", " and ".join(changed), device)
+
+
+def _available(name: str) -> Any:
+    @lru_cache  # as the original, whose cache some code clears
+    def available(kernels_fallback_ok: bool = False) -> bool:
+        return True
+
+    available.__wrapped__.__name__ = available.__wrapped__.__qualname__ = name
+    return available
+
+
+def _add_device(module: ModuleType, numbers: Sequence[str]) -> None:
+    device = _device()
+    if _left_alone(device):
+        return
+    for number in numbers:
+        row = module.FLASH_ATTENTION_COMPATIBILITY_MATRIX[int(number)]
+        if all(name != device for _, name in row["supported_devices"]):
+            row["supported_devices"] = (*row["supported_devices"], (_hal_serves, device))
+
+
+def _hal_serves() -> bool:
+    return True
