@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="2 (the package flash_attn), 3 (flash_attn_interface) or both (default: both, but for "
                              "one that is installed and serves the device itself)")
     parser.add_argument("-m", dest="as_module", action="store_true", help="PROGRAM is a module, as python -m has it")
-    parser.add_argument("program", metavar="PROGRAM", help="a file, a folder or zip with __main__.py, or with -m a module")
+    parser.add_argument("program", metavar="PROGRAM",
+                        help="a file, a folder or zip with __main__.py, or with -m a module")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
 
 
@@ -70,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
         environ["HAL_ATTENTION_BACKEND"] = args.attention_backend
     # The folder of sitecustomize.py, which every Python runs before anything else.
     startup = importlib.util.find_spec("hal.compat.startup")
-    assert startup is not None and startup.origin is not None
-    folders = [str(Path(startup.origin).parent), environ.get("PYTHONPATH")]
+    folders = [str(Path(str(startup and startup.origin)).parent), environ.get("PYTHONPATH")]
     environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder)
     command = [sys.executable, *(["-m"] if args.as_module else []), args.program, *args.arguments]
     sys.stdout.flush()

@@ -1,4 +1,6 @@
-"""A drop-in flash_attn: code that imports FlashAttention 2 or 3 gets HAL's kernels, on any device. Opt-in, inference only.
+"""A drop-in flash_attn: code that imports FlashAttention 2 or 3 gets HAL's kernels, on any device.
+
+Opt-in, and for inference only.
 
     hal run script.py arguments...                     # nothing in the script changes
 

@@ -117,7 +117,8 @@ def config_of(dtype: Any, kv_dtype: Any, heads: int, kv_heads: int, dim: int, di
         # Its width is the call's; that there is one is what backends differ in.
         "sliding_window": left + 1 if left >= 0 else right + 1 if right > 0 else None}
     if not latent:
-        return AttentionConfig(num_kv_heads=kv_heads, head_dim=dim, head_dim_v=None if dim_v == dim else dim_v, **common)
+        return AttentionConfig(num_kv_heads=kv_heads, head_dim=dim, head_dim_v=None if dim_v == dim else dim_v,
+                               **common)
     if kv_heads != 1:
         raise ValueError(f"qv: got a tensor with {kv_heads} KV heads, expected 1: HAL serves qv as absorbed MLA")
     return AttentionConfig(mla=MLADims(kv_lora_rank=dim_v, qk_rope_head_dim=dim), **common)
@@ -144,8 +145,8 @@ def _refuse_other_devices(platform: Platform) -> None:
         return
     wanted = detect(asked)
     if platform != wanted and (":" in asked or platform.kind != wanted.kind):
-        raise ValueError(f"q: got a tensor on {platform.torch_device}, but device {asked} was asked for: move the model "
-                         f"there, or leave the device to its tensors (--device auto, HAL_DEVICE)")
+        raise ValueError(f"q: got a tensor on {platform.torch_device}, but device {asked} was asked for: move the "
+                         f"model there, or leave the device to its tensors (--device auto, HAL_DEVICE)")
 
 
 def usual(platform: Platform, backend: str = "auto") -> Any:

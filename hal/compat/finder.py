@@ -24,7 +24,8 @@ class Finder(importlib.abc.MetaPathFinder):
     """
 
     def __init__(self, stand_ins: Sequence[StandIn], patches: Mapping[str, Patch]) -> None:
-        self.stand_ins = {stand_in.module: stand_in for stand_in in stand_ins}
+        self.stand_ins = tuple(stand_ins)
+        self.tops = {top: stand_in for stand_in in stand_ins for top in stand_in.tops}
         self.patches = patches
 
     def find_spec(self, name: str, path: Sequence[str] | None = None,
@@ -33,7 +34,7 @@ class Finder(importlib.abc.MetaPathFinder):
         if name in self.patches:
             return self._patched(name, path, target)
         top = name.partition(".")[0]
-        stand_in = self.stand_ins.get(top)
+        stand_in = self.tops.get(top)
         if stand_in is None:
             return None
         if name not in stand_in.modules:
@@ -49,19 +50,12 @@ class Finder(importlib.abc.MetaPathFinder):
 
     def _patched(self, name: str, path: Sequence[str] | None,
                  target: ModuleType | None) -> importlib.machinery.ModuleSpec | None:
-        for finder in [finder for finder in sys.meta_path if finder is not self]:
-            spec = finder.find_spec(name, path, target)
-            if spec is None or spec.loader is None:
-                continue
-            execute, patch = spec.loader.exec_module, self.patches[name]
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                patch(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one loader
-            return spec
-        return None
+        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            # Of this one loader object, which serves this one module.
+            spec.loader.exec_module = _then(spec.loader.exec_module, self.patches[name])  # type: ignore[assignment]
+        return spec
 
     def find_distributions(self, context: Any = None) -> Iterable[importlib.metadata.Distribution]:
         """The stand-ins as installed distributions; not where a path is asked about, on which they are not."""
@@ -69,9 +63,17 @@ class Finder(importlib.abc.MetaPathFinder):
         if "path" in asked:
             return
         name = asked.get("name")
-        for stand_in in self.stand_ins.values():
+        for stand_in in self.stand_ins:
             if name is None or _plain(name) == _plain(stand_in.distribution):
                 yield Distribution(stand_in)
+
+
+def _then(execute: Patch, patch: Patch) -> Patch:
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        patch(module)
+
+    return exec_module
 
 
 class Loader(importlib.abc.Loader):
@@ -101,7 +103,7 @@ class Distribution(importlib.metadata.Distribution):
         s = self.stand_in
         return {"METADATA": f"Metadata-Version: 2.1\nName: {s.distribution}\nVersion: {s.version}\nSummary: HAL's "
                             f"stand-in for {s.distribution} (attention-hal, hal.compat)\n",
-                "top_level.txt": f"{s.module}\n", "INSTALLER": "hal.compat\n"}.get(filename)
+                "top_level.txt": "".join(f"{top}\n" for top in s.tops), "INSTALLER": "hal.compat\n"}.get(filename)
 
     def locate_file(self, path: Any) -> Any:
         from pathlib import Path

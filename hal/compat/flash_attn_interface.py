@@ -9,19 +9,19 @@ float32 [B, H, Sq], or [H, total_q] of packed sequences, -inf for a row that see
 Annotations are the originals' too, which is why there are few.
 """
 
-from typing import Optional, Union  # noqa: UP035
+from typing import Optional, Union
 
 import torch
 
-from hal.compat import calls
-from hal.compat.calls import INF
+from hal.compat import arguments, calls
+from hal.compat.meaning import INF, Version
 from hal.compat.stand_ins import STAND_INS
 
 __version__ = STAND_INS["3"].version
 __all__ = ["flash_attn_combine", "flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
            "flash_attn_with_kvcache", "get_scheduler_metadata"]
 
-VERSION = calls.Version(3, -INF)
+VERSION = Version(3, -INF)
 NAMES = {"k_cache": "k", "v_cache": "v"}
 QKV_NAMES = {"q": "qkv's q", "k_cache": "qkv's k", "v_cache": "qkv's v", "k": "qkv's k", "v": "qkv's v"}
 
@@ -40,9 +40,10 @@ def flash_attn_qkvpacked_func(
     return_attn_probs=False,
 ):
     """qkv: [B, S, 3, H, D], or [B, S, num_heads_q + 2 * Hkv, D] with num_heads_q."""
-    calls.hints("flash_attn_qkvpacked_func", sm_margin=(sm_margin, 0))
+    arguments.hints("flash_attn_qkvpacked_func", sm_margin=(sm_margin, 0))
     q, k, v = _unpack(qkv, num_heads_q)
-    scales = calls.descales("flash_attn_qkvpacked_func", q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    scales = arguments.descales("flash_attn_qkvpacked_func", q, q_descale=q_descale, k_descale=k_descale,
+                            v_descale=v_descale)
     out, lse = calls.dense(VERSION, QKV_NAMES, q, k, v, softmax_scale, causal, window_size, softcap,
                            bool(return_attn_probs), attention_chunk, **scales)
     return (out, lse) if return_attn_probs else out
@@ -66,8 +67,8 @@ def flash_attn_func(
     return_attn_probs=False,
 ):
     """q: [B, Sq, H, D]; k: [B, Sk, Hkv, D]; v: [B, Sk, Hkv, Dv]; qv: [B, Sq, H, Dv]."""
-    calls.hints("flash_attn_func", num_splits=(num_splits, 1), pack_gqa=(pack_gqa, None), sm_margin=(sm_margin, 0))
-    scales = calls.descales("flash_attn_func", q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    arguments.hints("flash_attn_func", num_splits=(num_splits, 1), pack_gqa=(pack_gqa, None), sm_margin=(sm_margin, 0))
+    scales = arguments.descales("flash_attn_func", q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     out, lse = calls.dense(VERSION, NAMES, q, k, v, _scale(softmax_scale, q, qv), causal, window_size, softcap,
                            bool(return_attn_probs), attention_chunk, qv, **scales)
     return (out, lse) if return_attn_probs else out
@@ -96,10 +97,11 @@ def flash_attn_varlen_func(
     sm_margin=0,
     return_attn_probs=False,
 ):
-    """q: [total_q, H, D]; k: [total_k, Hkv, D]; v: [total_k, Hkv, Dv]; seqused_q, seqused_k: int32 [B], how many leading
-    tokens of each sequence count; rows of q past that are unspecified."""
-    calls.hints("flash_attn_varlen_func", num_splits=(num_splits, 1), pack_gqa=(pack_gqa, None), sm_margin=(sm_margin, 0))
-    scales = calls.descales("flash_attn_varlen_func", q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    """q: [total_q, H, D]; k: [total_k, Hkv, D]; v: [total_k, Hkv, Dv]; seqused_q, seqused_k: int32 [B], how many
+    leading tokens of each sequence count; rows of q past that are unspecified."""
+    arguments.hints("flash_attn_varlen_func", num_splits=(num_splits, 1), pack_gqa=(pack_gqa, None),
+                sm_margin=(sm_margin, 0))
+    scales = arguments.descales("flash_attn_varlen_func", q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     out, lse = calls.packed(VERSION, {}, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                             _scale(softmax_scale, q, qv), causal, window_size, softcap, bool(return_attn_probs),
                             attention_chunk, qv, seqused_q=seqused_q, seqused_k=seqused_k, **scales)
@@ -109,8 +111,8 @@ def flash_attn_varlen_func(
 def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
     """(out [B, S, H, D], softmax_lse [B, S, H]) of partial results over different keys.
 
-    out_partial: float32 [splits, B, S, H, D]; lse_partial: float32 [splits, B, S, H]. A part with LSE -inf is ignored; a
-    row that no part has is 0, with LSE -inf. out_dtype: float32 (the default), float16 or bfloat16, also that of `out`.
+    out_partial: float32 [splits, B, S, H, D]; lse_partial: float32 [splits, B, S, H]. A part with LSE -inf is ignored;
+    a row that no part has is 0, with LSE -inf. out_dtype: float32 (the default), float16 or bfloat16, also `out`'s.
     """
     for name, x, dims in (("out_partial", out_partial, 5), ("lse_partial", lse_partial, 4)):
         if not isinstance(x, torch.Tensor) or x.dtype != torch.float32 or x.dim() != dims:
@@ -142,17 +144,17 @@ def flash_attn_with_kvcache(
     qv=None,
     rotary_cos=None,
     rotary_sin=None,
-    cache_seqlens: Optional[Union[(int, torch.Tensor)]] = None,  # noqa: UP045
-    cache_batch_idx: Optional[torch.Tensor] = None,  # noqa: UP045
-    cache_leftpad: Optional[torch.Tensor] = None,  # noqa: UP045
-    page_table: Optional[torch.Tensor] = None,  # noqa: UP045
-    cu_seqlens_q: Optional[torch.Tensor] = None,  # noqa: UP045
-    cu_seqlens_k_new: Optional[torch.Tensor] = None,  # noqa: UP045
-    max_seqlen_q: Optional[int] = None,  # noqa: UP045
-    rotary_seqlens: Optional[torch.Tensor] = None,  # noqa: UP045
-    q_descale: Optional[torch.Tensor] = None,  # noqa: UP045
-    k_descale: Optional[torch.Tensor] = None,  # noqa: UP045
-    v_descale: Optional[torch.Tensor] = None,  # noqa: UP045
+    cache_seqlens: Optional[Union[(int, torch.Tensor)]] = None,
+    cache_batch_idx: Optional[torch.Tensor] = None,
+    cache_leftpad: Optional[torch.Tensor] = None,
+    page_table: Optional[torch.Tensor] = None,
+    cu_seqlens_q: Optional[torch.Tensor] = None,
+    cu_seqlens_k_new: Optional[torch.Tensor] = None,
+    max_seqlen_q: Optional[int] = None,
+    rotary_seqlens: Optional[torch.Tensor] = None,
+    q_descale: Optional[torch.Tensor] = None,
+    k_descale: Optional[torch.Tensor] = None,
+    v_descale: Optional[torch.Tensor] = None,
     softmax_scale=None,
     causal=False,
     window_size=(-1, -1),
@@ -167,15 +169,16 @@ def flash_attn_with_kvcache(
 ):
     """As hal.contract.flash_attn_with_kvcache, whose arguments are these.
 
-    With return_softmax_lse the result is (out, softmax_lse, out_accum, softmax_lse_accum); the last two are FlashAttention's
-    partial results of splits, and empty, as they are there without splits.
+    With return_softmax_lse the result is (out, softmax_lse, out_accum, softmax_lse_accum); the last two are the partial
+    results of FlashAttention's splits, and empty, as they are there without splits.
     """
-    calls.hints("flash_attn_with_kvcache", num_splits=(num_splits, 0), pack_gqa=(pack_gqa, None), sm_margin=(sm_margin, 0))
+    arguments.hints("flash_attn_with_kvcache", num_splits=(num_splits, 0), pack_gqa=(pack_gqa, None),
+                sm_margin=(sm_margin, 0))
+    scales = arguments.descales("flash_attn_with_kvcache", q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     given = {"cache_seqlens": cache_seqlens, "cache_batch_idx": cache_batch_idx, "cache_leftpad": cache_leftpad,
              "rotary_cos": rotary_cos, "rotary_sin": rotary_sin, "rotary_seqlens": rotary_seqlens,
              "rotary_interleaved": None if rotary_cos is None else bool(rotary_interleaved),
-             "cu_seqlens_k_new": cu_seqlens_k_new,
-             **calls.descales("flash_attn_with_kvcache", q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)}
+             "cu_seqlens_k_new": cu_seqlens_k_new, **scales}
     out, lse = calls.with_kvcache(VERSION, {}, q, k_cache, v_cache, k, v, page_table, cu_seqlens_q, max_seqlen_q,
                                   _scale(softmax_scale, q, qv), causal, window_size, softcap, bool(return_softmax_lse),
                                   attention_chunk, qv, **given)
@@ -189,10 +192,10 @@ def get_scheduler_metadata(
     cache_seqlens: torch.Tensor,
     qkv_dtype=torch.bfloat16,
     headdim_v=None,
-    cu_seqlens_q: Optional[torch.Tensor] = None,  # noqa: UP045
-    cu_seqlens_k_new: Optional[torch.Tensor] = None,  # noqa: UP045
-    cache_leftpad: Optional[torch.Tensor] = None,  # noqa: UP045
-    page_size: Optional[int] = None,  # noqa: UP045
+    cu_seqlens_q: Optional[torch.Tensor] = None,
+    cu_seqlens_k_new: Optional[torch.Tensor] = None,
+    cache_leftpad: Optional[torch.Tensor] = None,
+    page_size: Optional[int] = None,
     max_seqlen_k_new=0,
     causal=False,
     window_size=(-1, -1),
@@ -202,7 +205,7 @@ def get_scheduler_metadata(
     pack_gqa=None,
     sm_margin=0,
 ):
-    """int32 zeros [1 + batch_size], to hand to flash_attn_with_kvcache, where it has no effect: HAL plans for itself."""
+    """int32 zeros [1 + batch_size], to hand to flash_attn_with_kvcache, where they have no effect: HAL plans itself."""
     return torch.zeros(1 + batch_size, dtype=torch.int32, device=cache_seqlens.device)
 
 
@@ -220,5 +223,5 @@ def _unpack(qkv, num_heads_q):
     if len(shape) == 4 and num_heads_q is not None and (shape[2] - num_heads_q) % 2 == 0 and shape[2] > num_heads_q:
         kv_heads = (shape[2] - num_heads_q) // 2
         return qkv.split([num_heads_q, kv_heads, kv_heads], dim=2)
-    raise ValueError(f"qkv: got {shape or type(qkv).__name__} with num_heads_q {num_heads_q}, expected [B, S, 3, H, D], or "
-                     "[B, S, num_heads_q + 2 * Hkv, D] with num_heads_q")
+    raise ValueError(f"qkv: got {shape or type(qkv).__name__} with num_heads_q {num_heads_q}, expected [B, S, 3, H, "
+                     "D], or [B, S, num_heads_q + 2 * Hkv, D] with num_heads_q")

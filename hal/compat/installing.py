@@ -77,9 +77,9 @@ def install(versions: Iterable[str] | None = None, device: str | Platform = "aut
     settings.check(decided.platform)
     here = installed()
     if here is not None:
-        if list(here.stand_ins.values()) == list(decided.answered) and binding.settings() == settings:
+        if here.stand_ins == decided.answered and binding.settings() == settings:
             return decided
-        raise RuntimeError(f"hal.compat is installed already, for {_list(here.stand_ins.values())} with "
+        raise RuntimeError(f"hal.compat is installed already, for {_list(here.stand_ins)} with "
                            f"{binding.settings()}: call hal.compat.uninstall() first")
     put(decided.answered, settings)
     logger.info("%s", decided.sentences())
@@ -87,13 +87,13 @@ def install(versions: Iterable[str] | None = None, device: str | Platform = "aut
 
 
 def put(stand_ins: Iterable[StandIn], settings: binding.Settings | None) -> None:
-    """The finder into sys.meta_path, for stand-ins that were decided on. settings: None for those of the environment."""
+    """The finder into sys.meta_path, for stand-ins that were decided on. settings: None for the environment's."""
     stand_ins = tuple(stand_ins)
     for stand_in in stand_ins:
-        before = sys.modules.get(stand_in.module)
-        if before is not None:
-            raise RuntimeError(f"{stand_in.module} was imported before, from {getattr(before, '__file__', None)}: call "
-                               "hal.compat.install() first thing, or use `hal run`")
+        for top in stand_in.tops:
+            if top in sys.modules:
+                raise RuntimeError(f"{top} was imported before, from {getattr(sys.modules[top], '__file__', None)}: "
+                                   "call hal.compat.install() first thing, or use `hal run`")
     transformers_checks.refuse_if_imported()
     binding.use(settings)
     sys.meta_path.insert(0, Finder(stand_ins, transformers_checks.patches([s.number for s in stand_ins])))
@@ -118,7 +118,7 @@ def uninstall() -> None:
     if finder is None:
         return
     sys.meta_path.remove(finder)
-    for name in [name for name in sys.modules if name.partition(".")[0] in finder.stand_ins]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in finder.tops]:
         del sys.modules[name]
     binding.use(None)
 

@@ -13,8 +13,8 @@ from hal.platform import Platform
 class StandIn:
     """One package that code imports and HAL answers for.
 
-    module: its top-level name. version: the release that is answered for. modules: name -> the module of HAL that
-    holds its functions. backend: HAL's backend over the real package, which declares the devices that one serves.
+    module: what code imports. version: the release that is answered for. modules: name -> the module of HAL that holds
+    its functions. backend: HAL's backend over the real package, which declares the devices that one serves.
     also_serves: kinds of platform beside that backend's. probe: the module that must import for the real one to serve.
     """
 
@@ -39,6 +39,11 @@ class StandIn:
         serves = platform.kind in self.also_serves or (archs is not None and (not archs or platform.arch in archs))
         return serves and host.find_module(self.probe) is not None and host.import_error(self.probe) is None
 
+    @property
+    def tops(self) -> tuple[str, ...]:
+        """Its top-level names, as its distribution lists them."""
+        return tuple(name for name in self.modules if "." not in name)
+
     def real_one_installed(self, host: Host | None = None) -> bool:
         return (host or Host()).find_module(self.module) is not None
 
@@ -55,7 +60,8 @@ STAND_INS: Mapping[str, StandIn] = {
         "flash_attn.layers.rotary": "hal.compat.flash_attn.layers.rotary",
     }, "flash_attn_2", "flash_attn.flash_attn_interface", also_serves=("rocm",)),
     "3": StandIn("3", "flash_attn_interface", "flash_attn_3", "3.0.0",
-                 {"flash_attn_interface": "hal.compat.flash_attn_interface"}, "flash_attn_3", "flash_attn_interface"),
+                 {"flash_attn_interface": "hal.compat.flash_attn_interface", "flash_attn_3": "hal.compat.flash_attn_3"},
+                 "flash_attn_3", "flash_attn_interface"),
 }
 
 # Beginning of a name that is not answered for -> why.
@@ -66,12 +72,13 @@ LEFT_OUT: Mapping[str, str] = {
     "flash_attn.modules": "these modules are built from CUDA extensions; call the attention functions",
     "flash_attn.ops": "these are CUDA and Triton kernels beside attention, which HAL has none of",
     "flash_attn.layers": "of flash_attn.layers only rotary is answered for",
+    "flash_attn_3": "HAL has no CUDA extension; the functions are in flash_attn_interface",
 }
 
 
 def left_out(name: str) -> str:
     """Why the module or object `name` of a package that HAL stands in for is not there, with what is."""
-    stand_in = next(s for s in STAND_INS.values() if name.partition(".")[0] == s.module)
+    stand_in = next(s for s in STAND_INS.values() if name.partition(".")[0] in s.tops)
     why = next((f": {LEFT_OUT[start]}" for start in sorted(LEFT_OUT, key=len, reverse=True)
                 if name == start or name.startswith(f"{start}.")), "")
     return (f"HAL answers for {stand_in} here (hal.compat), and {name} is not among what it offers{why}. It has the "

@@ -26,7 +26,8 @@ OF_ITS_OWN = ("npu", "xpu")
 
 def patches(numbers: Sequence[str]) -> Mapping[str, Patch]:
     """Module of transformers -> what is done to it after it was executed, for these versions of flash_attn."""
-    return {CHECKS: lambda module: _answer_checks(module, numbers), DEVICES: lambda module: _add_device(module, numbers)}
+    return {CHECKS: lambda module: _answer_checks(module, numbers),
+            DEVICES: lambda module: _add_device(module, numbers)}
 
 
 def refuse_if_imported() -> None:
@@ -47,8 +48,8 @@ def _left_alone(device: str) -> bool:
     from transformers import __version__
 
     if not __version__.startswith(SERIES):
-        logger.warning("flash_attn: the checks of transformers %s are not known to HAL (known: %s*) and left alone: it may "
-                       "say that flash_attn can't be used on %s", __version__, SERIES, device)
+        logger.warning("flash_attn: the checks of transformers %s are not known to HAL (known: %s*) and left alone: it "
+                       "may say that flash_attn can't be used on %s", __version__, SERIES, device)
         return True
     return device in OF_ITS_OWN
 
@@ -65,7 +66,8 @@ def _answer_checks(module: Any, numbers: Sequence[str]) -> None:
         setattr(module, name, _available(name))
         changed.append(name)
     if changed:
-        logger.warning("flash_attn: transformers' %s answer True on %s, where HAL serves", " and ".join(changed), device)
+        logger.warning("flash_attn: transformers' %s answer True on %s, where HAL serves", " and ".join(changed),
+                       device)
 
 
 def _available(name: str) -> Any:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hal.compat import calls
-from hal.compat.calls import INF
+from hal.compat import arguments
+from hal.compat.meaning import INF, Version
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = calls.Version(2, INF)
+VERSION = Version(2, INF)
 
 # HAL's name of an argument -> the caller's, for messages.
 NAMES = {"k_cache": "k", "v_cache": "v"}
@@ -29,15 +29,15 @@ def check(function: str, dropout_p: Any, alibi_slopes: Any) -> None:
         raise ValueError(f"{function}: dropout_p {dropout_p!r} is not supported: HAL is for inference, pass 0.0 "
                          "(model.eval() does where a model asks)")
     if alibi_slopes is not None:
-        calls.refuse(function, _ALIBI, alibi_slopes=alibi_slopes)
+        arguments.refuse(function, _ALIBI, alibi_slopes=alibi_slopes)
 
 
 def unpack(name: str, packed: Any, dims: int, count: int) -> tuple[Any, ...]:
     """q, k and v, or k and v, of a packed tensor, as views. It has them in its dimension before the heads."""
     shape = tuple(getattr(packed, "shape", ()))
     if len(shape) != dims or shape[-3] != count:
-        raise ValueError(f"{name}: got {shape or type(packed).__name__}, expected a tensor [.., {count}, H, D] of {dims} "
-                         "dimensions")
+        raise ValueError(f"{name}: got {shape or type(packed).__name__}, expected a tensor [.., {count}, H, D] of "
+                         f"{dims} dimensions")
     return tuple(packed.unbind(-3))
 
 

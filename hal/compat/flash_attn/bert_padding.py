@@ -8,24 +8,24 @@ def index_first_axis(input, indices):
     """Rows `indices` [n] of input [total, ...]."""
     if input.ndim < 2:
         raise ValueError(f"input: got shape {tuple(input.shape)}, expected at least 2 dimensions")
-    return input.index_select(0, indices)
+    return input.index_select(0, indices.long())
 
 
 def index_put_first_axis(values, indices, first_axis_dim):
     """Zeros [first_axis_dim, ...] with row indices[i] = values[i]."""
     if indices.ndim != 1 or values.ndim < 2:
-        raise ValueError(f"indices and values: got shapes {tuple(indices.shape)} and {tuple(values.shape)}, expected [n] "
-                         "and [n, ...]")
-    return values.new_zeros(first_axis_dim, *values.shape[1:]).index_copy(0, indices, values)
+        raise ValueError(f"indices and values: got shapes {tuple(indices.shape)} and {tuple(values.shape)}, expected "
+                         "[n] and [n, ...]")
+    return values.new_zeros(first_axis_dim, *values.shape[1:]).index_copy(0, indices.long(), values)
 
 
 def index_first_axis_residual(input, indices):
     """(index_first_axis(input, indices), input without its gradient)."""
-    return input[indices], input.detach()
+    return input[indices.long()], input.detach()
 
 
 def unpad_input(hidden_states, attention_mask, unused_mask=None):
-    """(tokens [total, ...], their places in the flattened batch, cu_seqlens int32 [B + 1], longest length, seqused [B]).
+    """(tokens [total, ...], their places in the flattened batch, cu_seqlens int32 [B + 1], longest, seqused [B]).
 
     hidden_states: [B, S, ...]; attention_mask: [B, S], 1 for a token. unused_mask: [B, S], 1 for a place that is kept
     without being a token: it counts in all but seqused.
@@ -34,7 +34,8 @@ def unpad_input(hidden_states, attention_mask, unused_mask=None):
     lengths = kept.sum(dim=-1, dtype=torch.int32)
     used = attention_mask.sum(dim=-1, dtype=torch.int32)
     places = kept.flatten().nonzero().flatten()
-    return (index_first_axis(hidden_states.flatten(0, 1), places), places, _cumulative(lengths), int(lengths.max()), used)
+    tokens = index_first_axis(hidden_states.flatten(0, 1), places)
+    return tokens, places, _cumulative(lengths), int(lengths.max()), used
 
 
 def unpad_input_for_concatenated_sequences(hidden_states, attention_mask_in_length):

@@ -1,18 +1,18 @@
 """FlashAttention 2's functions: its signatures, to the letter, and its meaning, with HAL's kernels. Inference only.
 
-Shapes, window_size, softcap, block_table and the cache are those of FlashAttention's own documentation. Refused by name:
-dropout, alibi_slopes, and tensors that require grad while gradients are recorded. `deterministic` is about the backward
-pass alone. With return_attn_probs the result is (out, softmax_lse, S_dmask): softmax_lse float32 [B, H, Sq], or
-[H, total_q] of packed sequences, +inf for a row that sees no key; S_dmask empty, as it is without dropout.
+Shapes, window_size, softcap, block_table and the cache are those of FlashAttention's own documentation. Refused by
+name: dropout, alibi_slopes, and tensors that require grad while gradients are recorded. `deterministic` is about the
+backward pass alone. With return_attn_probs the result is (out, softmax_lse, S_dmask): softmax_lse float32 [B, H, Sq],
+or [H, total_q] of packed sequences, +inf for a row that sees no key; S_dmask empty, as it is without dropout.
 
 Annotations are the originals' too, which is why there are few.
 """
 
-from typing import Optional, Tuple, Union  # noqa: UP035
+from typing import Optional, Tuple, Union
 
 import torch
 
-from hal.compat import calls
+from hal.compat import arguments, calls
 from hal.compat.flash_attn.attend import (
     CACHE_NAMES,
     KV_NAMES,
@@ -41,7 +41,8 @@ def flash_attn_qkvpacked_func(
     """qkv: [B, S, 3, H, D]."""
     check("flash_attn_qkvpacked_func", dropout_p, alibi_slopes)
     q, k, v = unpack("qkv", qkv, 5, 3)
-    result = calls.dense(VERSION, QKV_NAMES, q, k, v, softmax_scale, causal, window_size, softcap, bool(return_attn_probs))
+    result = calls.dense(VERSION, QKV_NAMES, q, k, v, softmax_scale, causal, window_size, softcap,
+                         bool(return_attn_probs))
     return returned(result, return_attn_probs)
 
 
@@ -60,7 +61,8 @@ def flash_attn_kvpacked_func(
     """q: [B, Sq, H, D]; kv: [B, Sk, 2, Hkv, D]."""
     check("flash_attn_kvpacked_func", dropout_p, alibi_slopes)
     k, v = unpack("kv", kv, 5, 2)
-    result = calls.dense(VERSION, KV_NAMES, q, k, v, softmax_scale, causal, window_size, softcap, bool(return_attn_probs))
+    result = calls.dense(VERSION, KV_NAMES, q, k, v, softmax_scale, causal, window_size, softcap,
+                         bool(return_attn_probs))
     return returned(result, return_attn_probs)
 
 
@@ -146,8 +148,8 @@ def flash_attn_varlen_func(
     return_attn_probs=False,
     block_table=None,
 ):
-    """q: [total_q, H, D]; k, v: [total_k, Hkv, D], or with block_table int32 [B, n] pages [num_pages, page_size, Hkv, D],
-    of which sequence b holds cu_seqlens_k[b + 1] - cu_seqlens_k[b] tokens."""
+    """q: [total_q, H, D]; k, v: [total_k, Hkv, D], or with block_table (int32 [B, n]) pages [num_pages, page_size, Hkv,
+    D], of which sequence b holds cu_seqlens_k[b + 1] - cu_seqlens_k[b] tokens."""
     check("flash_attn_varlen_func", dropout_p, alibi_slopes)
     result = calls.packed(VERSION, CACHE_NAMES, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                           softmax_scale, causal, window_size, softcap, bool(return_attn_probs), page_table=block_table)
@@ -162,10 +164,10 @@ def flash_attn_with_kvcache(
     v=None,
     rotary_cos=None,
     rotary_sin=None,
-    cache_seqlens: Optional[Union[(int, torch.Tensor)]] = None,  # noqa: UP045
-    cache_batch_idx: Optional[torch.Tensor] = None,  # noqa: UP045
-    cache_leftpad: Optional[torch.Tensor] = None,  # noqa: UP045
-    block_table: Optional[torch.Tensor] = None,  # noqa: UP045
+    cache_seqlens: Optional[Union[(int, torch.Tensor)]] = None,
+    cache_batch_idx: Optional[torch.Tensor] = None,
+    cache_leftpad: Optional[torch.Tensor] = None,
+    block_table: Optional[torch.Tensor] = None,
     softmax_scale=None,
     causal=False,
     window_size=(-1, -1),
@@ -180,14 +182,14 @@ def flash_attn_with_kvcache(
     check("flash_attn_with_kvcache", 0.0, alibi_slopes)
     if block_table is not None:
         both = {"cache_batch_idx": cache_batch_idx, "cache_leftpad": cache_leftpad}
-        calls.refuse("flash_attn_with_kvcache", dict.fromkeys(both, "FlashAttention 2 does not take it with block_table"),
-                     **both)
-    calls.hints("flash_attn_with_kvcache", num_splits=(num_splits, 0))
+        why = dict.fromkeys(both, "FlashAttention 2 does not take it with block_table")
+        arguments.refuse("flash_attn_with_kvcache", why, **both)
+    arguments.hints("flash_attn_with_kvcache", num_splits=(num_splits, 0))
     given = {"cache_seqlens": cache_seqlens, "cache_batch_idx": cache_batch_idx, "cache_leftpad": cache_leftpad,
              "rotary_cos": rotary_cos, "rotary_sin": rotary_sin,
              "rotary_interleaved": None if rotary_cos is None else bool(rotary_interleaved)}
-    out, lse = calls.with_kvcache(VERSION, CACHE_NAMES, q, k_cache, v_cache, k, v, block_table, None, None, softmax_scale,
-                                  causal, window_size, softcap, bool(return_softmax_lse), **given)
+    out, lse = calls.with_kvcache(VERSION, CACHE_NAMES, q, k_cache, v_cache, k, v, block_table, None, None,
+                                  softmax_scale, causal, window_size, softcap, bool(return_softmax_lse), **given)
     return (out, lse) if return_softmax_lse else out
 
 
@@ -203,9 +205,9 @@ def _flash_attn_forward(
     window_size_left: int,
     window_size_right: int,
     softcap: float,
-    alibi_slopes: Optional[torch.Tensor],  # noqa: UP045
+    alibi_slopes: Optional[torch.Tensor],
     return_softmax: bool
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # noqa: UP006
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(out, softmax_lse, S_dmask, rng_state); the last two are empty without dropout, and rng_state is zeros here."""
     check("_flash_attn_forward", dropout_p, alibi_slopes)
     out, lse, mask = returned(calls.dense(VERSION, NAMES, q, k, v, softmax_scale, causal,
@@ -227,16 +229,16 @@ def _flash_attn_varlen_forward(
     window_size_left: int = -1,
     window_size_right: int = -1,
     softcap: float = 0.0,
-    alibi_slopes: Optional[torch.Tensor] = None,  # noqa: UP045
+    alibi_slopes: Optional[torch.Tensor] = None,
     return_softmax: bool = False,
-    block_table: Optional[torch.Tensor] = None,  # noqa: UP045
-    leftpad_k: Optional[torch.Tensor] = None,  # noqa: UP045
-    seqused_k: Optional[torch.Tensor] = None,  # noqa: UP045
+    block_table: Optional[torch.Tensor] = None,
+    leftpad_k: Optional[torch.Tensor] = None,
+    seqused_k: Optional[torch.Tensor] = None,
     zero_tensors: bool = False,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # noqa: UP006
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """As _flash_attn_forward, of packed sequences. zero_tensors: nothing is left unwritten anyway."""
     check("_flash_attn_varlen_forward", dropout_p, alibi_slopes)
-    calls.refuse("_flash_attn_varlen_forward", {"leftpad_k": "HAL's packed sequences begin where cu_seqlens_k says"},
+    arguments.refuse("_flash_attn_varlen_forward", {"leftpad_k": "HAL's packed sequences begin where cu_seqlens_k says"},
                  leftpad_k=leftpad_k)
     out, lse, mask = returned(calls.packed(
         VERSION, CACHE_NAMES, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal,

@@ -1,4 +1,4 @@
-"""Runs first in every Python process below `hal run`: HAL answers for flash_attn there (HAL_FLASH_ATTN names versions)."""
+"""Runs first in every Python process below `hal run`: HAL answers for flash_attn there (HAL_FLASH_ATTN)."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""flash_attn.layers.rotary: the function that models call beside attention, in plain torch. Its modules are not here."""
+"""flash_attn.layers.rotary: the function that models call beside attention, in plain torch. No modules."""
 
 from typing import Optional, Union
 
@@ -11,15 +11,15 @@ def apply_rotary_emb(
     sin,
     interleaved=False,
     inplace=False,
-    seqlen_offsets: Union[int, torch.Tensor] = 0,  # noqa: UP007
-    cu_seqlens: Optional[torch.Tensor] = None,  # noqa: UP045
-    max_seqlen: Optional[int] = None,  # noqa: UP045
+    seqlen_offsets: Union[int, torch.Tensor] = 0,
+    cu_seqlens: Optional[torch.Tensor] = None,
+    max_seqlen: Optional[int] = None,
 ):
     """x rotated at its positions, in float32, in x's dtype: the first 2 * cos.shape[1] elements of each head.
 
     x: [B, S, H, D], or with cu_seqlens (int32 [B + 1]) packed [total, H, D]. cos, sin: [positions, rotary_dim / 2].
-    interleaved: pairs (0, 1), (2, 3).. rather than halves. seqlen_offsets: the position of a sequence's first token, one
-    or [B]. inplace: write into x and return it. max_seqlen has no effect on the result.
+    interleaved: pairs (0, 1), (2, 3).. rather than halves. seqlen_offsets: the position of a sequence's first token,
+    one or [B]. inplace: write into x and return it. max_seqlen has no effect on the result.
     """
     half = cos.shape[-1]
     if cos.shape != sin.shape or cos.dim() != 2 or 2 * half > x.shape[-1]:
