@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hal.compat import arguments
+from hal.compat.arguments import refuse
 from hal.compat.meaning import INF, Version
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def check(function: str, dropout_p: Any, alibi_slopes: Any) -> None:
         raise ValueError(f"{function}: dropout_p {dropout_p!r} is not supported: HAL is for inference, pass 0.0 "
                          "(model.eval() does where a model asks)")
     if alibi_slopes is not None:
-        arguments.refuse(function, _ALIBI, alibi_slopes=alibi_slopes)
+        refuse(function, _ALIBI, alibi_slopes=alibi_slopes)
 
 
 def unpack(name: str, packed: Any, dims: int, count: int) -> tuple[Any, ...]:

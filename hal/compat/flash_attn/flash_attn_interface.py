@@ -12,7 +12,8 @@ from typing import Optional, Tuple, Union
 
 import torch
 
-from hal.compat import arguments, calls
+from hal.compat import calls
+from hal.compat.arguments import hints, refuse
 from hal.compat.flash_attn.attend import (
     CACHE_NAMES,
     KV_NAMES,
@@ -183,8 +184,8 @@ def flash_attn_with_kvcache(
     if block_table is not None:
         both = {"cache_batch_idx": cache_batch_idx, "cache_leftpad": cache_leftpad}
         why = dict.fromkeys(both, "FlashAttention 2 does not take it with block_table")
-        arguments.refuse("flash_attn_with_kvcache", why, **both)
-    arguments.hints("flash_attn_with_kvcache", num_splits=(num_splits, 0))
+        refuse("flash_attn_with_kvcache", why, **both)
+    hints("flash_attn_with_kvcache", num_splits=(num_splits, 0))
     given = {"cache_seqlens": cache_seqlens, "cache_batch_idx": cache_batch_idx, "cache_leftpad": cache_leftpad,
              "rotary_cos": rotary_cos, "rotary_sin": rotary_sin,
              "rotary_interleaved": None if rotary_cos is None else bool(rotary_interleaved)}
@@ -238,8 +239,8 @@ def _flash_attn_varlen_forward(
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """As _flash_attn_forward, of packed sequences. zero_tensors: nothing is left unwritten anyway."""
     check("_flash_attn_varlen_forward", dropout_p, alibi_slopes)
-    arguments.refuse("_flash_attn_varlen_forward", {"leftpad_k": "HAL's packed sequences begin where cu_seqlens_k says"},
-                 leftpad_k=leftpad_k)
+    refuse("_flash_attn_varlen_forward", {"leftpad_k": "HAL's packed sequences begin where cu_seqlens_k says"},
+           leftpad_k=leftpad_k)
     out, lse, mask = returned(calls.packed(
         VERSION, CACHE_NAMES, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal,
         (window_size_left, window_size_right), softcap, True, page_table=block_table, seqused_k=seqused_k), True)
