@@ -42,7 +42,7 @@ class Finder(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(left_out(name), name=top)
         source = importlib.util.find_spec(stand_in.modules[name])
         assert source is not None
-        spec = importlib.machinery.ModuleSpec(name, Loader(stand_in.modules[name]), origin=source.origin)
+        spec = importlib.machinery.ModuleSpec(name, Loader(stand_in, name), origin=source.origin)
         spec.has_location = True
         # Every one has a path, so that `from it import what_is_not_there` comes here and learns why.
         spec.submodule_search_locations = []
@@ -81,13 +81,17 @@ class Loader(importlib.abc.Loader):
 
     hal_compat = True  # hal.host looks for real packages, and knows by this that it has not found one
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, stand_in: StandIn, name: str) -> None:
+        self.stand_in, self.name = stand_in, name
 
     def exec_module(self, module: ModuleType) -> None:
-        own = vars(importlib.import_module(self.source))
-        module.__dict__.update({name: value for name, value in own.items()
-                                if not (name.startswith("__") and name.endswith("__")) or name in _COPIED})
+        modules, source = self.stand_in.modules, self.stand_in.modules[self.name]
+        own = vars(importlib.import_module(source))
+        module.__dict__.update({name: value for name, value in own.items() if f"{source}.{name}" not in sys.modules
+                                and (not name.startswith("__") or name in _COPIED)})
+        for name in modules:  # what HAL's module imported of its submodules, as the real one does
+            if name.rpartition(".")[0] == self.name and modules[name] in sys.modules:
+                importlib.import_module(name)
 
 
 _COPIED = ("__all__", "__doc__", "__version__")
