@@ -1,7 +1,7 @@
 """Calls of flash_attn's functions with what they should give, for tests/test_compat_numerics.py.
 
-What is visible is written down here from FlashAttention's own sources, by widths and limits as they stand there, and not
-by hal/compat's rule: csrc/flash_attn/flash_api.cpp (the windows), set_params_fprop and src/mask.h for version 2,
+What is visible is written down here from FlashAttention's own sources, by widths and limits as they stand there, and
+not by hal/compat's rule: csrc/flash_attn/flash_api.cpp (the windows), set_params_fprop and src/mask.h for version 2,
 hopper/flash_api.cpp and mask.h for 3. The arithmetic is HAL's float64 oracle.
 """
 
@@ -109,7 +109,7 @@ def expected(version: int, call: Call, module: Any) -> tuple[list[Tensor], list[
 
 def check(version: int, call: Call, got: Any, packed: bool, dtype: torch.dtype, label: str,
           rotary: bool = False) -> None:
-    """Raise AssertionError unless (out, lse or None) is as good as twice eager, with the version's LSE of empty rows."""
+    """Raise AssertionError unless (out, lse or None) is as good as twice eager, empty rows as the version has them."""
     out, lse = got
     want, rough = (_joined(expected(version, call, module), packed) for module in (oracle, eager(dtype)))
     if lse is not None:
@@ -175,10 +175,11 @@ def dense(rng: random.Random, version: int, dtype: torch.dtype, form: str = "fun
     batch, len_q, len_k = rng.choice((1, 2, 3)), rng.choice((1, 1, 2, 5, 17)), rng.choice((1, 2, 9, 30))
     if form == "qkvpacked":
         kv, len_k = h, len_q
+    sizes = ((h, len_q), (kv, len_k), (kv, len_k))
     if rng.random() < 0.3:  # transposed, as transformers hands them over
-        q, k, v = (tensor(batch, n, s, d, dtype=dtype).transpose(1, 2) for n, s in ((h, len_q), (kv, len_k), (kv, len_k)))
+        q, k, v = (tensor(batch, n, s, d, dtype=dtype).transpose(1, 2) for n, s in sizes)
     else:
-        q, k, v = (tensor(batch, s, n, d, dtype=dtype) for n, s in ((h, len_q), (kv, len_k), (kv, len_k)))
+        q, k, v = (tensor(batch, s, n, d, dtype=dtype) for n, s in sizes)
     given = {"func": {"q": q, "k": k, "v": v}, "kvpacked": {"q": q, "kv": torch.stack((k, v), 2)},
              "qkvpacked": {"qkv": torch.stack((q, k, v), 2) if form == "qkvpacked" else None}}[form]
     call = Call(given, [Sequence(q[b], k[b], v[b]) for b in range(batch)], len_q, len_k)

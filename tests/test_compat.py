@@ -46,7 +46,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize(("number", "dotted"), FUNCTIONS)
 def test_signature_is_the_real_one(number: str, dotted: str) -> None:
-    """Names, order, kinds and defaults, against what ci/contracts/extract.py read in the release that is answered for."""
+    """Names, order, kinds and defaults, against what ci/contracts/extract.py read in the release."""
     path, _, name = dotted.rpartition(".")
     function = getattr(importlib.import_module(STAND_INS[number].modules[path]), name)
     [real] = load(CONTRACTS[number]).overloads(dotted, STAND_INS[number].version)
@@ -206,17 +206,18 @@ REAL = (module("flash_attn/__init__.py"), module("flash_attn/flash_attn_interfac
 def test_the_real_package_is_left_alone_where_it_serves(tmp_path: Path) -> None:
     host = Machine(tmp_path, *REAL).host()
     for versions in (None, ["2"], ["3"], ["2", "3"]):
-        with pytest.raises(ValueError, match="serves cuda:sm90 itself"):
+        with pytest.raises(ValueError, match="cuda:sm90 is served by the installed flash_attn"):
             plan(versions, SM90, host)
     assert plan(None, CPU, host).shadowed == tuple(STAND_INS.values())
-    assert "the installed flash_attn and flash_attn_interface can't serve it" in plan(None, CPU, host).sentences()
+    assert "not by the installed flash_attn and flash_attn_interface, which can't" in plan(None, CPU, host).sentences()
 
 
 def test_each_package_for_itself(tmp_path: Path) -> None:
     host = Machine(tmp_path, *REAL[:2]).host()
     decided = plan(None, SM90, host)
     assert (decided.answered, decided.real) == ((STAND_INS["3"],), (STAND_INS["2"],))
-    assert "the installed flash_attn serves it and is left alone" in decided.sentences()
+    assert decided.sentences() == ("flash_attn_interface 3.0.0 answered by HAL on cuda:sm90; flash_attn by the "
+                                   "installed package, which is left alone")
     assert plan(["3"], SM90, host).answered == (STAND_INS["3"],)
 
 
@@ -332,4 +333,5 @@ def test_kernels_that_nobody_announced_are_named_once(caplog: pytest.LogCaptureF
 
 def test_the_plan_is_public_data() -> None:
     decided = installing.plan(None, CPU, Host(path=[]))
-    assert decided.sentences() == "flash_attn 2.8.3.post1 and flash_attn_interface 3.0.0 answered by HAL on cpu:x86_64_v3"
+    assert decided.sentences() == (
+        "flash_attn 2.8.3.post1 and flash_attn_interface 3.0.0 answered by HAL on cpu:x86_64_v3")

@@ -32,9 +32,9 @@ class Plan:
         """For people: who answers, and where."""
         said = [f"{_list(self.answered)} answered by HAL on {self.platform}"] if self.answered else []
         if self.shadowed:
-            said.append(f"the installed {_list(s.module for s in self.shadowed)} can't serve it")
+            said.append(f"not by the installed {_list(s.module for s in self.shadowed)}, which can't serve it")
         if self.real:
-            said.append(f"the installed {_list(s.module for s in self.real)} serves it and is left alone")
+            said.append(f"{_list(s.module for s in self.real)} by the installed package, which is left alone")
         return "; ".join(said)
 
 
@@ -55,8 +55,8 @@ def plan(versions: Iterable[str] | None = None, device: str | Platform = "auto",
     chosen = [STAND_INS[version] for version in dict.fromkeys(wanted)]
     real = tuple(s for s in chosen if s.served_by_real_one(platform, host))
     if real and (versions is not None or len(real) == len(chosen)):
-        raise ValueError(f"the installed {_list(s.module for s in real)} serves {platform} itself, and HAL does not "
-                         "stand in its way: run without hal.compat, or uninstall it")
+        raise ValueError(f"{platform} is served by the installed {_list(s.module for s in real)}, and HAL does not "
+                         "stand in the way: run without hal.compat")
     answered = tuple(s for s in chosen if s not in real)
     return Plan(platform, answered, real, tuple(s for s in answered if s.real_one_installed(host)))
 
