@@ -1,6 +1,6 @@
 """Unmodified transformers with attn_implementation="flash_attention_2" and "_3" on a CPU, through `hal run`.
 
-tests/drop_in/transformers_program.py knows nothing of HAL; what it prints is judged here. ci/env_compat.sh does the same
+tests/drop_in/transformers_program.py knows nothing of HAL; what it prints is judged here. ci/env_compat.sh does so
 with packages that are not installed here.
 """
 
@@ -34,9 +34,9 @@ def test_logits_and_tokens_are_those_of_sdpa(default_model: Path, backend: str, 
     assert f"(kernels: {backend})" in said
     assert "transformers' is_flash_attn_2_available and is_flash_attn_3_available answer True on cpu" in said
     real = [("SmolLM2", "padded"), ("SmolLM2", "packed")] if with_model else []
+    cases = ("GQA", "MHA, head_dim 80", "head_dim 256", "sliding window", "softcap and window")
     assert [(row["case"], row["inputs"]) for row in rows] == [
-        *((case, inputs) for case in ("GQA", "MHA, head_dim 80", "head_dim 256", "sliding window", "softcap and window")
-          for inputs in ("batch", "padded", "packed")), *real]
+        *((case, inputs) for case in cases for inputs in ("batch", "padded", "packed")), *real]
     for row in rows:
         assert row["difference"] < 1e-5, row
         assert row.get("same_tokens", True), row
@@ -52,8 +52,9 @@ def test_nothing_pretends_to_be_cuda(tmp_path: Path) -> None:
 import json, torch, transformers
 from transformers import utils
 from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX as matrix
-model = transformers.LlamaForCausalLM(transformers.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-    num_attention_heads=1, num_key_value_heads=1, vocab_size=10))
+model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+    hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
+    vocab_size=10))
 model.set_attn_implementation("flash_attention_2")
 try:
     model(torch.zeros(1, 3, dtype=torch.long))

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hal.compat import binding
 
 if TYPE_CHECKING:
@@ -18,40 +20,40 @@ Names = Mapping[str, str]  # HAL's name of an argument -> the caller's
 _told: set[str] = set()
 
 
-def prepared(names: Names, q: Any, k: Any, v: Any, qv: Any, causal: Any, dims: int, dims_k: int | None = None,
+def prepared(names: Names, q: Any, k: Any, v: Any, qv: Any, causal: Any, dims: int, dims_k: int,
              cache: bool = False) -> tuple[Any, ...]:
     """(q, k, v, qv, causal) with contiguous last dimensions; a cache must have that itself, as it is written in place.
 
     Raises ValueError for what is no tensor of so many dimensions, and for what would need a gradient.
     """
-    import torch
-
-    for name, x, wanted in (("q", q, dims), ("k", k, dims_k or dims), ("v", v, dims_k or dims), ("qv", qv, dims)):
+    try:
+        ready = (q.ndim == dims and k.ndim == v.ndim == dims_k and q.dtype == k.dtype == v.dtype
+                 and not ((q.requires_grad or k.requires_grad or v.requires_grad) and torch.is_grad_enabled())
+                 and (causal is True or causal is False) and qv is None and q.stride(-1) == 1
+                 and (cache or (k.stride(-1) == 1 and v.stride(-1) == 1)))
+    except (AttributeError, TypeError):
+        ready = False
+    if ready:
+        return q, k, v, None, causal
+    for name, x, wanted in (("q", q, dims), ("k", k, dims_k), ("v", v, dims_k), ("qv", qv, dims)):
         if x is None and name == "qv":
             continue
+        own = shown(names, _CACHE[name] if cache else name)
         if not isinstance(x, torch.Tensor) or x.dim() != wanted:
             seen = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-            raise ValueError(f"{shown(names, _CACHE[name] if cache else name)}: got {seen}, expected a tensor of "
-                             f"{wanted} dimensions")
+            raise ValueError(f"{own}: got {seen}, expected a tensor of {wanted} dimensions")
         if x.dtype != q.dtype:
-            raise ValueError(f"{shown(names, _CACHE[name] if cache else name)}: got {x.dtype}, expected {q.dtype} "
-                             "as q")
+            raise ValueError(f"{own}: got {x.dtype}, expected {q.dtype} as q")
         refuse_grad(names, name, x)
-    if causal is not True and causal is not False:
-        if causal not in (0, 1):
-            raise ValueError(f"causal: got {causal!r}, expected True or False")
-        causal = bool(causal)
-    if cache:
-        return contiguous(q), k, v, qv if qv is None else contiguous(qv), causal
-    return contiguous(q), contiguous(k), contiguous(v), qv if qv is None else contiguous(qv), causal
+    if causal not in (0, 1):
+        raise ValueError(f"causal: got {causal!r}, expected True or False")
+    return contiguous(q), *((k, v) if cache else (contiguous(k), contiguous(v))), contiguous(qv), bool(causal)
 
 
 _CACHE = {"q": "q", "k": "k_cache", "v": "v_cache", "qv": "qv"}
 
 
 def refuse_grad(names: Names, name: str, x: Tensor) -> None:
-    import torch
-
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{shown(names, name)}: got a tensor that requires grad; HAL's flash_attn is for inference "
                          "and has no backward: call it under torch.no_grad() or torch.inference_mode(), or detach it")
@@ -95,10 +97,13 @@ def hints(function: str, **given: tuple[Any, Any]) -> None:
                            function, name, value)
 
 
-def descales(function: str, q: Tensor, **given: Tensor | None) -> dict[str, Tensor]:
-    """Version 3's descales: of fp8 inputs alone. With others the real function does not look at them, which is said."""
-    kept = {name: value for name, value in given.items() if value is not None}
-    if not kept or getattr(q, "dtype", None) is None or q.dtype.itemsize == 1:
+def descales(function: str, q: Tensor, *given: Tensor | None) -> dict[str, Tensor]:
+    """Version 3's q_descale, k_descale and v_descale: of fp8 inputs alone. With others the real function does not look
+    at them, which is said."""
+    if given == (None, None, None):
+        return {}
+    kept = {name: value for name, value in zip(("q_descale", "k_descale", "v_descale"), given) if value is not None}
+    if not isinstance(q, torch.Tensor) or q.dtype.itemsize == 1:
         return kept
     if "descale" not in _told:
         _told.add("descale")
@@ -109,7 +114,7 @@ def descales(function: str, q: Tensor, **given: Tensor | None) -> dict[str, Tens
 
 def contiguous(x: Any) -> Any:
     """With a contiguous last dimension, as the real functions copy (maybe_contiguous)."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
 def whole(names: Names, name: str, value: Any) -> int:

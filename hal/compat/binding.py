@@ -78,8 +78,8 @@ def find(q: Tensor, k: Tensor, v: Tensor, page_size: int | None, causal: bool, w
 
     Raises NoBackendError where no backend serves it, ValueError where there can't be one.
     """
-    key = (q.device, q.dtype, k.dtype, q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], page_size, causal, window,
-           chunk, softcap, lse, latent)
+    key: Key = (q.device, q.dtype, q.shape[-2:], k.shape[-2], v.shape[-1], page_size, causal, window, chunk, softcap,
+                lse, latent)
     bound = _bound.get(key)
     if bound is None:
         with _lock:
@@ -88,30 +88,24 @@ def find(q: Tensor, k: Tensor, v: Tensor, page_size: int | None, causal: bool, w
     return bound
 
 
-def _bind(device: Any, dtype: Any, kv_dtype: Any, heads: int, kv_heads: int, dim: int, dim_v: int,
-          page_size: int | None, causal: bool, window: tuple[int, int], chunk: int, softcap: float, lse: bool,
-          latent: bool) -> Bound:
+def _bind(device: Any, dtype: Any, heads: tuple[int, int], *more: Any) -> Bound:
     platform = _platform(device)
     _refuse_other_devices(platform)
-    config = config_of(dtype, kv_dtype, heads, kv_heads, dim, dim_v, page_size, causal, window, chunk, softcap, lse,
-                       latent)
-    impl = get_attention_impl(config, platform, _settings.backend)
+    impl = get_attention_impl(config_of(dtype, *heads, *more), platform, _settings.backend)
     _say(impl)
     return Bound(impl.decode.flash_attn_with_kvcache, impl.prefill.flash_attn_with_kvcache,
                  impl.prefill.flash_attn_varlen_func,
                  all("unpaged" in registry.get(name).calls for name in (impl.decode.backend, impl.prefill.backend)))
 
 
-def config_of(dtype: Any, kv_dtype: Any, heads: int, kv_heads: int, dim: int, dim_v: int, page_size: int | None,
-              causal: bool, window: tuple[int, int], chunk: int, softcap: float, lse: bool,
-              latent: bool) -> AttentionConfig:
-    """What a call asks of a backend."""
-    name, stored = str(dtype).removeprefix("torch."), str(kv_dtype).removeprefix("torch.")
-    if name.startswith("float8"):
-        name = "bfloat16"  # what fp8 queries give
+def config_of(dtype: Any, heads: int, dim: int, kv_heads: int, dim_v: int, page_size: int | None, causal: bool,
+              window: tuple[int, int], chunk: int, softcap: float, lse: bool, latent: bool) -> AttentionConfig:
+    """What a call asks of a backend. dtype: of q, k and v."""
+    name = str(dtype).removeprefix("torch.")
+    fp8 = name.startswith("float8")
     left, right = window
     common: dict[str, Any] = {
-        "num_heads": heads, "dtype": name, "kv_cache_dtype": "auto" if stored == name else stored,
+        "num_heads": heads, "dtype": "bfloat16" if fp8 else name, "kv_cache_dtype": name if fp8 else "auto",
         "page_size": page_size, "causal": causal or right == 0, "attention_chunk": chunk or None, "softcap": softcap,
         "return_softmax_lse": lse,
         # Its width is the call's; that there is one is what backends differ in.

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hal.compat.arguments import Names, check_table, contiguous, find, prepared, refuse_grad, run, shown, whole
 from hal.compat.meaning import Version
 
@@ -21,7 +23,7 @@ def dense(version: Version, names: Names, q: Tensor, k: Tensor, v: Tensor, scale
           window: Any, softcap: float, lse: bool, chunk: int = 0, qv: Tensor | None = None,
           **descales: Any) -> tuple[Tensor, Tensor | None]:
     """(out, lse or None) of q [B, Sq, Hq, D], k [B, Sk, Hkv, D] and v [B, Sk, Hkv, Dv]."""
-    q, k, v, qv, causal = prepared(names, q, k, v, qv, causal, 4)
+    q, k, v, qv, causal = prepared(names, q, k, v, qv, causal, 4, 4)
     batch, len_q, len_k = q.shape[0], q.shape[1], k.shape[1]
     if not batch == k.shape[0] == v.shape[0] or v.shape[1] != len_k:
         raise ValueError(f"{shown(names, 'k')}: got shapes {tuple(k.shape)} and {tuple(v.shape)} of k and v, expected "
@@ -116,7 +118,7 @@ def with_kvcache(version: Version, names: Names, q: Tensor, k_cache: Tensor, v_c
 def _options(scale: float | None, causal: bool, window: tuple[int, int], chunk: int, softcap: float,
              qv: Tensor | None, more: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords for HAL's function. What is not asked for is left out: a vendor's may not know the word."""
-    options: dict[str, Any] = {name: value for name, value in more.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in more.items() if value is not None} if more else {}
     if scale is not None:
         options["softmax_scale"] = scale
     if causal:
@@ -133,8 +135,6 @@ def _options(scale: float | None, causal: bool, window: tuple[int, int], chunk: 
 
 
 def _even(batch: int, length: int, like: Tensor) -> Tensor:
-    import torch
-
     return torch.arange(batch + 1, dtype=torch.int32, device=like.device) * length
 
 

@@ -41,9 +41,10 @@ def flash_attn_qkvpacked_func(
     return_attn_probs=False,
 ):
     """qkv: [B, S, 3, H, D], or [B, S, num_heads_q + 2 * Hkv, D] with num_heads_q."""
-    hints("flash_attn_qkvpacked_func", sm_margin=(sm_margin, 0))
+    if sm_margin:
+        hints("flash_attn_qkvpacked_func", sm_margin=(sm_margin, 0))
     q, k, v = _unpack(qkv, num_heads_q)
-    scales = descales("flash_attn_qkvpacked_func", q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    scales = descales("flash_attn_qkvpacked_func", q, q_descale, k_descale, v_descale)
     out, lse = calls.dense(VERSION, QKV_NAMES, q, k, v, softmax_scale, causal, window_size, softcap,
                            bool(return_attn_probs), attention_chunk, **scales)
     return (out, lse) if return_attn_probs else out
@@ -67,8 +68,9 @@ def flash_attn_func(
     return_attn_probs=False,
 ):
     """q: [B, Sq, H, D]; k: [B, Sk, Hkv, D]; v: [B, Sk, Hkv, Dv]; qv: [B, Sq, H, Dv]."""
-    hints("flash_attn_func", num_splits=(num_splits, 1), pack_gqa=(pack_gqa, None), sm_margin=(sm_margin, 0))
-    scales = descales("flash_attn_func", q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    if num_splits != 1 or pack_gqa is not None or sm_margin:
+        hints("flash_attn_func", num_splits=(num_splits, 1), pack_gqa=(pack_gqa, None), sm_margin=(sm_margin, 0))
+    scales = descales("flash_attn_func", q, q_descale, k_descale, v_descale)
     out, lse = calls.dense(VERSION, NAMES, q, k, v, _scale(softmax_scale, q, qv), causal, window_size, softcap,
                            bool(return_attn_probs), attention_chunk, qv, **scales)
     return (out, lse) if return_attn_probs else out
@@ -99,9 +101,9 @@ def flash_attn_varlen_func(
 ):
     """q: [total_q, H, D]; k: [total_k, Hkv, D]; v: [total_k, Hkv, Dv]; seqused_q, seqused_k: int32 [B], how many
     leading tokens of each sequence count; rows of q past that are unspecified."""
-    hints("flash_attn_varlen_func", num_splits=(num_splits, 1), pack_gqa=(pack_gqa, None),
-          sm_margin=(sm_margin, 0))
-    scales = descales("flash_attn_varlen_func", q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    if num_splits != 1 or pack_gqa is not None or sm_margin:
+        hints("flash_attn_varlen_func", num_splits=(num_splits, 1), pack_gqa=(pack_gqa, None), sm_margin=(sm_margin, 0))
+    scales = descales("flash_attn_varlen_func", q, q_descale, k_descale, v_descale)
     out, lse = calls.packed(VERSION, {}, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                             _scale(softmax_scale, q, qv), causal, window_size, softcap, bool(return_attn_probs),
                             attention_chunk, qv, seqused_q=seqused_q, seqused_k=seqused_k, **scales)
@@ -172,9 +174,10 @@ def flash_attn_with_kvcache(
     With return_softmax_lse the result is (out, softmax_lse, out_accum, softmax_lse_accum); the last two are the partial
     results of FlashAttention's splits, and empty, as they are there without splits.
     """
-    hints("flash_attn_with_kvcache", num_splits=(num_splits, 0), pack_gqa=(pack_gqa, None),
-          sm_margin=(sm_margin, 0))
-    scales = descales("flash_attn_with_kvcache", q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    if num_splits != 0 or pack_gqa is not None or sm_margin:
+        hints("flash_attn_with_kvcache", num_splits=(num_splits, 0), pack_gqa=(pack_gqa, None),
+              sm_margin=(sm_margin, 0))
+    scales = descales("flash_attn_with_kvcache", q, q_descale, k_descale, v_descale)
     given = {"cache_seqlens": cache_seqlens, "cache_batch_idx": cache_batch_idx, "cache_leftpad": cache_leftpad,
              "rotary_cos": rotary_cos, "rotary_sin": rotary_sin, "rotary_seqlens": rotary_seqlens,
              "rotary_interleaved": None if rotary_cos is None else bool(rotary_interleaved),

@@ -185,7 +185,8 @@ def flash_attn_with_kvcache(
         both = {"cache_batch_idx": cache_batch_idx, "cache_leftpad": cache_leftpad}
         why = dict.fromkeys(both, "FlashAttention 2 does not take it with block_table")
         refuse("flash_attn_with_kvcache", why, **both)
-    hints("flash_attn_with_kvcache", num_splits=(num_splits, 0))
+    if num_splits:
+        hints("flash_attn_with_kvcache", num_splits=(num_splits, 0))
     given = {"cache_seqlens": cache_seqlens, "cache_batch_idx": cache_batch_idx, "cache_leftpad": cache_leftpad,
              "rotary_cos": rotary_cos, "rotary_sin": rotary_sin,
              "rotary_interleaved": None if rotary_cos is None else bool(rotary_interleaved)}
