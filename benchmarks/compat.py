@@ -2,8 +2,8 @@
 
     python benchmarks/compat.py [--backend cpu] [--rounds 15] [--json FILE]
 
-Both take turns in random order, several rounds; a turn is a loop of calls, timed in CPU time with one thread (other
-work on the machine adds nothing to it but cache misses). Shown are the medians per call, their ratio with the least and the
+Both take turns in random order, several rounds; a turn is a loop of calls, in CPU time with one thread (other work on
+the machine adds nothing to it but cache misses). Shown are the medians per call, their ratio with the least and the
 most of one round, and the difference. The shapes are those of a small model (9 query heads, 3 KV heads, head_dim 64),
 where a call is short and the cost shows; results are compared before anything is timed.
 
@@ -31,7 +31,7 @@ import torch
 
 import hal
 from hal.bench import about
-from hal.compat import binding, flash_attn_interface
+from hal.compat import flash_attn_interface, settings
 from hal.compat.flash_attn import flash_attn_interface as two
 from hal.text import table
 
@@ -52,7 +52,7 @@ class Pair:
 def pairs(backend: str) -> list[Pair]:
     config = hal.AttentionConfig(num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM)
     attn = hal.get_attention_impl(config, "cpu", backend=backend)
-    binding.use(binding.Settings("cpu", backend))
+    settings.use(settings.Settings("cpu", backend))
     made = []
 
     def x(*shape: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from contract_data import load
 from machines import Machine, module
 
 import hal.compat
-from hal.compat import binding, installing
+from hal.compat import binding, installing, settings
 from hal.compat.installing import installed, plan
 from hal.compat.stand_ins import LEFT_OUT, STAND_INS
 from hal.host import Host
@@ -257,7 +257,7 @@ def test_bound_once_per_kind_of_call(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     real = binding.get_attention_impl
     monkeypatch.setattr(binding, "get_attention_impl", lambda *a: made.append(a[0]) or real(*a))
-    binding.use(binding.Settings("cpu", "torch"))
+    settings.use(settings.Settings("cpu", "torch"))
     q, k = torch.randn(1, 3, 4, 32), torch.randn(1, 5, 2, 32)
     results: list[Any] = []
 
@@ -280,7 +280,7 @@ def test_bound_once_per_kind_of_call(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(c.causal, c.softcap, c.sliding_window, c.return_softmax_lse, c.dtype) for c in made[1:]] == [
         (False, 0.0, None, False, "float32"), (True, 3.0, None, False, "float32"), (True, 0.0, 3, False, "float32"),
         (True, 0.0, None, True, "float32"), (True, 0.0, None, False, "bfloat16")]
-    binding.use(None)
+    settings.use(None)
 
 
 def test_a_backend_without_unpaged_caches_gets_packed_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,10 +292,10 @@ def test_a_backend_without_unpaged_caches_gets_packed_sequences(monkeypatch: pyt
     cls = registry.get("torch")
     q, k = torch.randn(2, 3, 4, 32), torch.randn(2, 5, 1, 32)
     v, qv = torch.randn(2, 5, 1, 64), torch.randn(2, 3, 4, 64)
-    binding.use(binding.Settings("cpu", "torch"))
+    settings.use(settings.Settings("cpu", "torch"))
     calls = [{}, {"causal": True}, {"window_size": (1, 1)}, {"qv": qv}]
     want = [three.flash_attn_func(q, k, v, return_attn_probs=True, **call) for call in calls]
-    binding.use(binding.Settings("cpu", "torch"))
+    settings.use(settings.Settings("cpu", "torch"))
     monkeypatch.setattr(cls, "calls", cls.calls - {"unpaged"})
     used = []
     run = cls.bind.__func__
@@ -311,7 +311,7 @@ def test_a_backend_without_unpaged_caches_gets_packed_sequences(monkeypatch: pyt
         torch.testing.assert_close(got, out)
         torch.testing.assert_close(got_lse, lse)
     assert len(used) == len(calls)
-    binding.use(None)
+    settings.use(None)
 
 
 def test_kernels_that_nobody_announced_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -319,7 +319,7 @@ def test_kernels_that_nobody_announced_are_named_once(caplog: pytest.LogCaptureF
 
     from hal.compat.flash_attn import flash_attn_func
 
-    binding.use(binding.Settings("cpu", "auto"))
+    settings.use(settings.Settings("cpu", "auto"))
     usual = binding.usual(binding._platform(torch.device("cpu"))).decode.chosen
     for dim in (32, 16, 16):
         x = torch.randn(1, 2, 2, dim)
@@ -328,7 +328,14 @@ def test_kernels_that_nobody_announced_are_named_once(caplog: pytest.LogCaptureF
     told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("flash_attn: ")]
     assert len(told) == (1 if usual == "cpu" else 0)
     assert all("head_dim 16 is not supported" in line for line in told)
-    binding.use(None)
+    settings.use(None)
+
+
+def test_a_platform_is_a_device_too() -> None:
+    assert installing._text(Platform("rocm", "gfx942", "cuda:1", 1, "MI300X")) == "rocm:1"
+    here = hal.detect("cpu")
+    assert hal.compat.install(device=here).platform == here
+    assert settings.current().device == "cpu"
 
 
 def test_the_plan_is_public_data() -> None:

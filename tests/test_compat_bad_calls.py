@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hal.compat import arguments, binding, flash_attn_interface
+from hal.compat import arguments, binding, flash_attn_interface, settings
 from hal.compat.flash_attn import bert_padding
 from hal.compat.flash_attn import flash_attn_interface as two
 from hal.compat.flash_attn.layers.rotary import apply_rotary_emb
@@ -20,10 +20,10 @@ three = flash_attn_interface
 
 @pytest.fixture(autouse=True, params=["cpu", "torch"])
 def backend(request: pytest.FixtureRequest) -> Iterator[None]:
-    binding.use(binding.Settings("cpu", request.param))
+    settings.use(settings.Settings("cpu", request.param))
     arguments._told.clear()
     yield
-    binding.use(None)
+    settings.use(None)
 
 
 def t(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -168,7 +168,7 @@ def test_backward_is_refused_by_name(function: Callable[..., Any]) -> None:
 def test_a_backend_that_can_not_serve_is_an_error(backend: None) -> None:
     from hal import NoBackendError
 
-    binding.use(binding.Settings("cpu", "cpu"))
+    settings.use(settings.Settings("cpu", "cpu"))
     with pytest.raises(NoBackendError, match="head_dim 16 is not supported"):
         two.flash_attn_func(t(1, 2, 2, 16), t(1, 2, 2, 16), t(1, 2, 2, 16))
 
@@ -178,10 +178,10 @@ def test_another_device_than_the_one_asked_for_is_refused(monkeypatch: pytest.Mo
 
     elsewhere = Platform("cuda", "sm90", "cuda:0", 0, "H100")
     monkeypatch.setattr(binding, "detect", lambda device: elsewhere)
-    binding.use(binding.Settings("cuda", "auto"))
+    settings.use(settings.Settings("cuda", "auto"))
     with pytest.raises(ValueError, match="q: got a tensor on cpu, but device cuda was asked for"):
         two.flash_attn_func(**dense())
-    binding.use(binding.Settings("auto", "auto"))
+    settings.use(settings.Settings("auto", "auto"))
     monkeypatch.setenv("HAL_DEVICE", "cuda")
     with pytest.raises(ValueError, match="but device cuda was asked for"):
         two.flash_attn_func(**dense())

@@ -14,7 +14,7 @@ import compat_cases as cases
 import pytest
 import torch
 
-from hal.compat import binding, flash_attn_interface
+from hal.compat import flash_attn_interface, settings
 from hal.compat.flash_attn import bert_padding
 from hal.compat.flash_attn import flash_attn_interface as two
 from hal.compat.flash_attn.layers import rotary
@@ -26,9 +26,9 @@ RUNS = 10 * int(os.environ.get("HAL_TEST_SEEDS", "1"))
 
 @pytest.fixture(params=["cpu", "torch"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    binding.use(binding.Settings("cpu", request.param))
+    settings.use(settings.Settings("cpu", request.param))
     yield request.param
-    binding.use(None)
+    settings.use(None)
 
 
 def seeds() -> Iterator[tuple[int, random.Random, torch.dtype]]:

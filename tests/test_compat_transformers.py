@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).parent / "drop_in" / "transformers_program.py"
+ROOT = Path(__file__).parents[1]
+PROGRAM = ROOT / "tests" / "drop_in" / "transformers_program.py"
 
 
 def run(*words: str) -> tuple[list[dict[str, Any]], str]:
@@ -87,3 +89,33 @@ def test_other_releases_are_left_alone(monkeypatch: pytest.MonkeyPatch, caplog: 
     transformers_checks._answer_checks(module, ["2"])
     assert module.is_flash_attn_2_available() is False
     assert "the checks of transformers 5.99.0 are not known to HAL (known: 5.23.*) and left alone" in caplog.text
+
+
+@pytest.mark.model
+def test_the_program_of_the_page(default_model: Path, tmp_path: Path) -> None:
+    """docs/drop-in.md: three commands from nothing to tokens."""
+    page = (ROOT / "docs" / "drop-in.md").read_text()
+    program = tmp_path / "answer.py"
+    program.write_text(re.search(r"^```python\n(.*?)^```", page, re.M | re.S).group(1))
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("HAL_")}
+    done = subprocess.run([sys.executable, "-m", "hal", "run", str(program), str(default_model)], env=environ, cwd=ROOT,
+                          capture_output=True, text=True, timeout=300, check=False)
+    assert "The capital of France is Paris." in done.stdout, done.stderr
+
+
+def test_the_page_names_what_is_there() -> None:
+    import importlib
+
+    from hal.compat.stand_ins import STAND_INS
+
+    page = (ROOT / "docs" / "drop-in.md").read_text()
+    rows = re.findall(r"^\| (`flash_attn.*?`) \| (\S+).*? \| (.*?) \|$", page, re.M)
+    named = {module for row in rows for module in re.findall(r"`([\w.]+)`", row[0])}
+    modules = {name: s for s in STAND_INS.values() for name in s.modules}
+    assert named == set(modules) - {"flash_attn.layers"}
+    for where, version, functions in rows:
+        last = re.findall(r"`([\w.]+)`", where)[-1 if "flash_attn_3" not in where else 0]
+        assert version == modules[last].version
+        there = importlib.import_module(modules[last].modules[last])
+        for function in re.findall(r"`(\w+)`", functions):
+            assert function == "_wrapped_" or callable(getattr(there, function)), function

@@ -13,6 +13,20 @@ Opt-in, and for inference only.
 and importlib.metadata and find_spec answer for them. docs/drop-in.md: what is served, what is refused.
 """
 
-from hal.compat.installing import install, uninstall
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hal.compat.installing import install, uninstall
 
 __all__ = ["install", "uninstall"]
+
+
+def __getattr__(name: str) -> Any:
+    """On first use: every Python process below `hal run` imports this package, and most need no more of it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'hal.compat' has no attribute {name!r}; it has: {', '.join(__all__)}")
+    from hal.compat import installing
+
+    return getattr(installing, name)

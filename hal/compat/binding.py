@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hal import env, registry
 from hal.attention import AttentionImpl, get_attention_impl
+from hal.compat import settings
 from hal.config import AttentionConfig, MLADims
 from hal.platform import Platform, detect, probe_all
 from hal.selection import explain
@@ -19,25 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger("hal")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What install() was told. "auto" is the environment's HAL_DEVICE and HAL_ATTENTION_BACKEND, else anything."""
-
-    device: str = "auto"
-    backend: str = "auto"
-
-    def check(self, platform: Platform) -> None:
-        """Raises ValueError for an unknown backend and NoBackendError for one that serves no plain attention there."""
-        from hal.decision import NoBackendError
-
-        decision = usual(platform, self.backend)
-        if not decision.complete:
-            raise NoBackendError({"all": decision}, self.backend)
-
-    def __str__(self) -> str:
-        return f"device {self.device} and backend {self.backend}"
 
 
 @dataclass(frozen=True)
@@ -52,21 +34,14 @@ class Bound:
 
 
 Key = tuple[Any, ...]
-_settings = Settings()
 _bound: dict[Key, Bound] = {}
 _said: set[tuple[str, str, str]] = set()
 _lock = threading.RLock()
 
 
-def settings() -> Settings:
-    return _settings
-
-
-def use(new: Settings | None) -> None:
-    """Set device and backend of all calls from now on, and forget what was bound. None: the environment's."""
-    global _settings
+def forget() -> None:
+    """What was bound, and said: it was for other settings."""
     with _lock:
-        _settings = new or Settings()
         _bound.clear()
         _said.clear()
         _platform.cache_clear()
@@ -91,7 +66,7 @@ def find(q: Tensor, k: Tensor, v: Tensor, page_size: int | None, causal: bool, w
 def _bind(device: Any, dtype: Any, heads: tuple[int, int], *more: Any) -> Bound:
     platform = _platform(device)
     _refuse_other_devices(platform)
-    impl = get_attention_impl(config_of(dtype, *heads, *more), platform, _settings.backend)
+    impl = get_attention_impl(config_of(dtype, *heads, *more), platform, settings.current().backend)
     _say(impl)
     return Bound(impl.decode.flash_attn_with_kvcache, impl.prefill.flash_attn_with_kvcache,
                  impl.prefill.flash_attn_varlen_func,
@@ -134,7 +109,7 @@ def _platform(device: Any) -> Platform:
 
 def _refuse_other_devices(platform: Platform) -> None:
     """A device that was chosen is strict, as a backend is."""
-    asked = str(env.get("HAL_DEVICE")) if _settings.device == "auto" else _settings.device
+    asked = str(env.get("HAL_DEVICE")) if settings.current().device == "auto" else settings.current().device
     if asked == "auto":
         return
     wanted = detect(asked)
@@ -152,9 +127,11 @@ def _say(impl: AttentionImpl) -> None:
     """One line on stderr for kernels that nobody announced: those that serve plain attention were."""
     pair = (str(impl.platform), impl.prefill.backend, impl.decode.backend)
     if not _said:
-        announced = usual(impl.platform, _settings.backend)
+        announced = usual(impl.platform, settings.current().backend)
         _said.add((str(impl.platform), str(announced.prefill.chosen), str(announced.decode.chosen)))
     if pair not in _said:
         _said.add(pair)
         logger.warning("flash_attn: %s", impl.decision.summary())
 
+
+settings.forget.append(forget)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hal.compat.stand_ins import StandIn, left_out
+
+if TYPE_CHECKING:
+    from hal.compat.metadata import Distribution
 
 Patch = Callable[[ModuleType], None]
 
@@ -57,8 +59,10 @@ class Finder(importlib.abc.MetaPathFinder):
             spec.loader.exec_module = _then(spec.loader.exec_module, self.patches[name])  # type: ignore[assignment]
         return spec
 
-    def find_distributions(self, context: Any = None) -> Iterable[importlib.metadata.Distribution]:
+    def find_distributions(self, context: Any = None) -> Iterable[Distribution]:
         """The stand-ins as installed distributions; not where a path is asked about, on which they are not."""
+        from hal.compat.metadata import Distribution
+
         asked = vars(context) if context is not None else {}
         if "path" in asked:
             return
@@ -95,24 +99,6 @@ class Loader(importlib.abc.Loader):
 
 
 _COPIED = ("__all__", "__doc__", "__version__")
-
-
-class Distribution(importlib.metadata.Distribution):
-    """The metadata of a stand-in."""
-
-    def __init__(self, stand_in: StandIn) -> None:
-        self.stand_in = stand_in
-
-    def read_text(self, filename: str) -> str | None:
-        s = self.stand_in
-        return {"METADATA": f"Metadata-Version: 2.1\nName: {s.distribution}\nVersion: {s.version}\nSummary: HAL's "
-                            f"stand-in for {s.distribution} (attention-hal, hal.compat)\n",
-                "top_level.txt": "".join(f"{top}\n" for top in s.tops), "INSTALLER": "hal.compat\n"}.get(filename)
-
-    def locate_file(self, path: Any) -> Any:
-        from pathlib import Path
-
-        return Path(__file__).parent / path
 
 
 def _plain(distribution: str) -> str:

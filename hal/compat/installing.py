@@ -7,13 +7,17 @@ import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hal import env
-from hal.compat import binding, transformers_checks
+from hal.compat import transformers_checks
 from hal.compat.finder import Finder
+from hal.compat.settings import Settings, current, use
 from hal.compat.stand_ins import STAND_INS, StandIn
-from hal.host import Host
-from hal.platform import Platform, detect
+
+if TYPE_CHECKING:
+    from hal.host import Host
+    from hal.platform import Platform
 
 logger = logging.getLogger("hal")
 
@@ -45,6 +49,8 @@ def plan(versions: Iterable[str] | None = None, device: str | Platform = "auto",
     hal.get_attention_impl. Raises ValueError for an unknown version, and where the real package serves the device:
     for a version asked for by name, or for every one.
     """
+    from hal.platform import Platform, detect
+
     wanted = list(STAND_INS) if versions is None else list(versions)
     for version in wanted:
         if version not in STAND_INS:
@@ -72,21 +78,26 @@ def install(versions: Iterable[str] | None = None, device: str | Platform = "aut
     Raises ValueError for unknown names and where the real package serves the device, RuntimeError where flash_attn or
     transformers was imported before, PlatformNotFoundError and NoBackendError as hal.get_attention_impl.
     """
+    from hal.compat.binding import usual
+    from hal.decision import NoBackendError
+
     decided = plan(versions, device)
-    settings = binding.Settings(_text(device), backend)
-    settings.check(decided.platform)
+    settings = Settings(device if isinstance(device, str) else _text(device), backend)
+    decision = usual(decided.platform, backend)
+    if not decision.complete:
+        raise NoBackendError({"all": decision}, backend)
     here = installed()
     if here is not None:
-        if here.stand_ins == decided.answered and binding.settings() == settings:
+        if here.stand_ins == decided.answered and current() == settings:
             return decided
         raise RuntimeError(f"hal.compat is installed already, for {_list(here.stand_ins)} with "
-                           f"{binding.settings()}: call hal.compat.uninstall() first")
+                           f"{current()}: call hal.compat.uninstall() first")
     put(decided.answered, settings)
     logger.info("%s", decided.sentences())
     return decided
 
 
-def put(stand_ins: Iterable[StandIn], settings: binding.Settings | None) -> None:
+def put(stand_ins: Iterable[StandIn], settings: Settings | None) -> None:
     """The finder into sys.meta_path, for stand-ins that were decided on. settings: None for the environment's."""
     stand_ins = tuple(stand_ins)
     for stand_in in stand_ins:
@@ -95,7 +106,7 @@ def put(stand_ins: Iterable[StandIn], settings: binding.Settings | None) -> None
                 raise RuntimeError(f"{top} was imported before, from {getattr(sys.modules[top], '__file__', None)}: "
                                    "call hal.compat.install() first thing, or use `hal run`")
     transformers_checks.refuse_if_imported()
-    binding.use(settings)
+    use(settings)
     sys.meta_path.insert(0, Finder(stand_ins, transformers_checks.patches([s.number for s in stand_ins])))
     importlib.invalidate_caches()
 
@@ -120,11 +131,12 @@ def uninstall() -> None:
     sys.meta_path.remove(finder)
     for name in [name for name in sys.modules if name.partition(".")[0] in finder.tops]:
         del sys.modules[name]
-    binding.use(None)
+    use(None)
 
 
-def _text(device: str | Platform) -> str:
-    return device.torch_device if isinstance(device, Platform) else device
+def _text(platform: Platform) -> str:
+    """What detect() takes for a device of this machine; torch says "cuda" for ROCm too."""
+    return platform.kind if platform.index is None else f"{platform.kind}:{platform.index}"
 
 
 def _list(items: Iterable[object]) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from hal.host import Host
-from hal.platform import Platform
+if TYPE_CHECKING:
+    from hal.host import Host
+    from hal.platform import Platform
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class StandIn:
         It is imported in a child process, and only where it could serve.
         """
         from hal import registry
+        from hal.host import Host
 
         host = host or Host()
         archs = registry.get(self.backend).platforms.get(platform.kind)
@@ -45,6 +48,8 @@ class StandIn:
         return tuple(name for name in self.modules if "." not in name)
 
     def real_one_installed(self, host: Host | None = None) -> bool:
+        from hal.host import Host
+
         return (host or Host()).find_module(self.module) is not None
 
     def __str__(self) -> str:

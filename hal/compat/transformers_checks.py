@@ -38,10 +38,10 @@ def refuse_if_imported() -> None:
 
 def _device() -> str:
     """The type of the device that the stand-ins are for, as torch calls it."""
-    from hal.compat import binding
+    from hal.compat.settings import current
     from hal.platform import detect
 
-    return detect(binding.settings().device).torch_device.partition(":")[0]
+    return detect(current().device).torch_device.partition(":")[0]
 
 
 def _left_alone(device: str) -> bool:

@@ -41,9 +41,9 @@ def test_without_hal_run_they_do_not_work(program: str) -> None:
     assert "AssertionError" in done.stderr
 
 
-@pytest.mark.parametrize("backend", ["cpu", "torch"])
-@pytest.mark.parametrize("version", ["2", "3"])
+@pytest.mark.parametrize(("backend", "version"), [("torch", "2"), ("cpu", "3")])
 def test_transformers(backend: str, version: str) -> None:
+    """The other two pairs are in tests/test_compat_transformers.py."""
     rows, _ = run("--attention-backend", backend, str(PROGRAMS / "transformers_program.py"), "--version", version,
                   "--model", str(default_model.prepare()))
     assert len(rows) == 17
