@@ -23,6 +23,7 @@ _EPILOG = """examples:
   hal explain --device cuda:sm90 --model DIR
   hal generate "What is the capital of France?"
   hal bench --device cpu --phase decode
+  hal run program.py arguments...
 `hal COMMAND --help` has more.
 
 exit codes: 0 done, 1 the answer is no, 2 the question was wrong (one line on stderr)

@@ -116,6 +116,18 @@ def test_another_sitecustomize_runs_too(tmp_path: Path) -> None:
     assert done.stdout == "1 2.8.3.post1\n", done.stderr
 
 
+def test_probes_below_it_ask_about_the_real_packages(tmp_path: Path) -> None:
+    program(tmp_path, """
+import importlib.util
+from hal.host import Host
+assert importlib.util.find_spec("flash_attn") is not None
+print(Host().import_error("flash_attn.flash_attn_interface"), Host().find_module("flash_attn"))
+""")
+    done = run(tmp_path, "program.py")
+    assert done.stdout == ("importing flash_attn.flash_attn_interface failed: ModuleNotFoundError: No module named "
+                           "'flash_attn' None\n"), done.stderr
+
+
 def test_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
     """HAL on PYTHONPATH alone, and a child that has lost it."""
     program(tmp_path, """
