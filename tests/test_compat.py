@@ -342,3 +342,22 @@ def test_the_plan_is_public_data() -> None:
     decided = installing.plan(None, CPU, Host(path=[]))
     assert decided.sentences() == (
         "flash_attn 2.8.3.post1 and flash_attn_interface 3.0.0 answered by HAL on cpu:x86_64_v3")
+
+
+def test_in_a_compiled_graph_the_functions_are_hal_s_ops() -> None:
+    import torch
+
+    from hal.compat.flash_attn import flash_attn_func
+
+    q, k = torch.randn(1, 3, 4, 32), torch.randn(1, 5, 2, 32)
+    seen: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    with torch.inference_mode():
+        want = flash_attn_func(q, k, k, causal=True)
+        got = torch.compile(lambda *x: flash_attn_func(*x, causal=True), backend=backend, fullgraph=True)(q, k, k)
+    assert torch.equal(got, want)
+    assert "hal.flash_attn_with_kvcache.default" in seen

@@ -57,8 +57,8 @@ MISTAKES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     # version 2
     (two.flash_attn_func, dense(dropout_p=0.1), "flash_attn_func: dropout_p 0.1 is not supported"),
     (two.flash_attn_func, dense(alibi_slopes=t(4)), "flash_attn_func: alibi_slopes is not supported"),
-    (two.flash_attn_func, dense(q=grad(2, 3, 4, 32)), r"q: got a tensor that requires grad.*no_grad"),
-    (two.flash_attn_func, dense(v=grad(2, 5, 2, 32)), r"v: got a tensor that requires grad.*inference_mode"),
+    (two.flash_attn_func, dense(q=grad(2, 3, 4, 32)), r"q: got a tensor that requires grad; HAL's flash_attn is for inference .*no_grad"),
+    (two.flash_attn_func, dense(v=grad(2, 5, 2, 32)), r"v: got a tensor that requires grad; HAL's flash_attn is for inference .*inference_mode"),
     (two.flash_attn_func, dense(q=[1.0]), "q: got list, expected a tensor of 4 dimensions"),
     (two.flash_attn_func, dense(k=None), "k: got NoneType, expected a tensor of 4 dimensions"),
     (two.flash_attn_func, dense(q=t(6, 4, 32)), r"q: got \(6, 4, 32\), expected a tensor of 4 dimensions"),
@@ -76,7 +76,7 @@ MISTAKES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (two.flash_attn_func, dense(softmax_scale="0.1"), "softmax_scale: got 0.1, expected a finite number"),
     (two.flash_attn_func, {n: x.double() for n, x in dense().items()}, "dtype 'float64' is not known"),
     (two.flash_attn_qkvpacked_func, {"qkv": t(2, 3, 2, 4, 32)}, r"qkv: got \(2, 3, 2, 4, 32\), expected a tensor \[.., 3"),
-    (two.flash_attn_qkvpacked_func, {"qkv": grad(2, 3, 3, 4, 32)}, "qkv's q: got a tensor that requires grad"),
+    (two.flash_attn_qkvpacked_func, {"qkv": grad(2, 3, 3, 4, 32)}, "qkv's q: got a tensor that requires grad; HAL's flash_attn is for inference"),
     (two.flash_attn_kvpacked_func, {"q": t(2, 3, 4, 32), "kv": t(2, 5, 2, 2, 16)}, "kv's k: got head_dim 16"),
     (two.flash_attn_varlen_qkvpacked_func, {"qkv": t(6, 3, 4, 32), "cu_seqlens": i32(0, 7), "max_seqlen": 7},
      "^cu_seqlens: got 7 last, expected 6 last"),
@@ -97,7 +97,7 @@ MISTAKES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (two.flash_attn_with_kvcache, cache(cache_seqlens=i32(3, 9)), r"cache_seqlens: got \[9\], expected lengths from 0 to 8"),
     (two.flash_attn_with_kvcache, cache(cache_seqlens=3.0), "cache_seqlens: got 3.0"),
     (two.flash_attn_with_kvcache, cache(k=t(2, 1, 2, 32)), "v: got None, expected k and v together"),
-    (two.flash_attn_with_kvcache, cache(k=grad(2, 1, 2, 32), v=t(2, 1, 2, 32)), "k: got a tensor that requires grad"),
+    (two.flash_attn_with_kvcache, cache(k=grad(2, 1, 2, 32), v=t(2, 1, 2, 32)), "k: got a tensor that requires grad; HAL's flash_attn is for inference"),
     (two.flash_attn_with_kvcache, cache(k=t(2, 4, 2, 32), v=t(2, 4, 2, 32)), "k: got 9 tokens after the append, expected "
                                                                              "at most 8"),
     (two.flash_attn_with_kvcache, cache(k_cache=STRIDED, v_cache=STRIDED), "k_cache: got stride .*contiguous last"),
@@ -109,7 +109,7 @@ MISTAKES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
      "cache_leftpad is not supported: FlashAttention 2 does not take it with block_table"),
     (two.flash_attn_with_kvcache, cache(cache_batch_idx=i32(0, 2)), r"cache_batch_idx: got \[2\], expected values from 0"),
     # version 3
-    (three.flash_attn_func, dense(q=grad(2, 3, 4, 32)), "q: got a tensor that requires grad"),
+    (three.flash_attn_func, dense(q=grad(2, 3, 4, 32)), "q: got a tensor that requires grad; HAL's flash_attn is for inference"),
     (three.flash_attn_func, dense(attention_chunk=-3), "attention_chunk"),
     (three.flash_attn_func, dense(qv=t(2, 3, 4, 32)), "qv: got a tensor with 2 KV heads, expected 1"),
     (three.flash_attn_qkvpacked_func, {"qkv": t(2, 3, 8, 32)}, r"qkv: got \(2, 3, 8, 32\) with num_heads_q None"),

@@ -128,15 +128,21 @@ print(Host().import_error("flash_attn.flash_attn_interface"), Host().find_module
                            "'flash_attn' None\n"), done.stderr
 
 
-def test_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
-    """HAL on PYTHONPATH alone, and a child that has lost it."""
-    program(tmp_path, """
-import os, subprocess, sys
-environ = {**os.environ, "PYTHONPATH": os.environ["PYTHONPATH"].split(os.pathsep)[0]}
-print(subprocess.check_output([sys.executable, "-c", "import flash_attn; print(flash_attn.__version__)"], env=environ, text=True))
-""")
-    done = run(tmp_path, "program.py", PYTHONPATH=str(ROOT))
-    assert done.stdout.strip() == "2.8.3.post1", done.stderr
+def test_from_a_checkout_that_is_not_installed() -> None:
+    """Without site-packages (-S, which runs no sitecustomize by itself) HAL is found beside the file."""
+    startup = ROOT / "hal" / "compat" / "startup" / "sitecustomize.py"
+    code = f"""
+import runpy
+try:
+    import hal
+except ModuleNotFoundError:
+    runpy.run_path({str(startup)!r})
+import importlib.metadata, importlib.util, sys
+print(importlib.util.find_spec("flash_attn").name, importlib.metadata.version("flash_attn"), sys.path[-1])
+"""
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd="/", env={"HAL_FLASH_ATTN": "2"}, capture_output=True,
+                          text=True, check=False)
+    assert done.stdout == f"flash_attn 2.8.3.post1 {ROOT}\n", done.stderr
 
 
 def test_device_and_backend_are_the_program_s(tmp_path: Path) -> None:

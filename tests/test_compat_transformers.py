@@ -38,13 +38,14 @@ def test_logits_and_tokens_are_those_of_sdpa(default_model: Path, backend: str, 
     real = [("SmolLM2", "padded"), ("SmolLM2", "packed")] if with_model else []
     cases = ("GQA", "MHA, head_dim 80", "head_dim 256", "sliding window", "softcap and window")
     assert [(row["case"], row["inputs"]) for row in rows] == [
-        *((case, inputs) for case in cases for inputs in ("batch", "padded", "packed")), *real]
+        *((case, inputs) for case in cases for inputs in ("batch", "padded", "packed")), ("GQA", "continuous"),
+        ("sliding window", "continuous"), *real]
     for row in rows:
         assert row["difference"] < 1e-5, row
         assert row.get("same_tokens", True), row
         assert row.get("without_the_feature", 1.0) > 1e-2, row
     assert sum("without_the_feature" in row for row in rows) == 2
-    assert sum("same_tokens" in row for row in rows) == 10 + len(real[:1])
+    assert sum("same_tokens" in row for row in rows) == 12 + len(real[:1])
 
 
 def test_nothing_pretends_to_be_cuda(tmp_path: Path) -> None:

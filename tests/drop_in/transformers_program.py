@@ -16,7 +16,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--version", default="2")
@@ -70,6 +70,18 @@ def compare(name, reference, flash, vocabulary, without=None):
     say(name, "packed", a, flash(one, position_ids=positions, use_cache=False).logits)
 
 
+def continuous(name, config, beside):
+    """Continuous batching: prompts of several lengths together, with the tokens that each has alone."""
+    reference = build(config, beside)
+    prompts = [torch.randint(3, SHAPE["vocab_size"], (n,)).tolist() for n in (3, 17, 40, 9)]
+    alone = [generate(reference, torch.tensor([prompt]), n=8)[0, len(prompt):].tolist() for prompt in prompts]
+    together = build(config, FLASH, reference.state_dict()).generate_batch(
+        prompts, GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0),
+        ContinuousBatchingConfig(num_blocks=64, page_size=16, max_batch_tokens=64), warmup=False)
+    same = [result.generated_tokens for result in together.values()] == alone
+    print(json.dumps({"case": name, "inputs": "continuous", "difference": 0.0, "same_tokens": same}), flush=True)
+
+
 def difference(a, b):
     return float((a - b).abs().max() / a.abs().max())
 
@@ -94,6 +106,8 @@ with torch.inference_mode():
                 setattr(other, key, value)
             without = build(other, beside, weights)
         compare(name, reference, build(config, FLASH, weights), SHAPE["vocab_size"], without)
+    for name in ("GQA", "sliding window"):
+        continuous(name, *TINY[name][:2])
     if args.model:
         tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
         models = [AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, attn_implementation=name).eval()

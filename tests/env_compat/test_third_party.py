@@ -46,7 +46,7 @@ def test_transformers(backend: str, version: str) -> None:
     """The other two pairs are in tests/test_compat_transformers.py."""
     rows, _ = run("--attention-backend", backend, str(PROGRAMS / "transformers_program.py"), "--version", version,
                   "--model", str(default_model.prepare()))
-    assert len(rows) == 17
+    assert len(rows) == 19
     for row in rows:
         assert row["difference"] < 1e-5, row
         assert row.get("same_tokens", True), row
