@@ -43,6 +43,13 @@ print(flash_attn_func(x, x, x).shape)
     assert done.stderr.count("\n") == 1
 
 
+def test_verbose_shows_the_decision(tmp_path: Path) -> None:
+    program(tmp_path, "import sys; print(sys.argv)")
+    done = run(tmp_path, "-v", "--attention-backend", "torch", "program.py", "-v")
+    assert done.stdout == "['program.py', '-v']\n"
+    assert "prefill and decode: torch" in done.stderr
+
+
 SHOW = """
 import __main__, json, sys
 print(json.dumps([sys.argv, sys.path[0], __name__, __main__.__file__, __package__, "flash_attn" in sys.modules]))

@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         raise NoBackendError({"all": decision}, backend)
     kernels = " and ".join(dict.fromkeys((str(decision.prefill.chosen), str(decision.decode.chosen))))
     print(f"hal run: {decided.sentences()} (kernels: {kernels})", file=sys.stderr, flush=True)
+    if args.verbose:
+        print(decision, file=sys.stderr, flush=True)
     environ = dict(os.environ)
     environ["HAL_FLASH_ATTN"] = ",".join(stand_in.number for stand_in in decided.answered)
     if args.device is not None:

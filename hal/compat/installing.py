@@ -124,7 +124,7 @@ def installed() -> Finder | None:
 
 
 def uninstall() -> None:
-    """Take the stand-ins out again. Modules and functions that were imported from them keep working."""
+    """Take the stand-ins out again. What was imported from them keeps working, and what transformers was told stays."""
     finder = installed()
     if finder is None:
         return
