@@ -219,3 +219,36 @@ def test_hints_change_nothing_and_are_named_once(caplog: pytest.LogCaptureFixtur
     given = cache()
     assert torch.equal(three.flash_attn_with_kvcache(**given, scheduler_metadata=metadata),
                        three.flash_attn_with_kvcache(**given))
+
+
+class Wrapper(torch.Tensor):
+    """As a DTensor: a size, a dtype and a device, and memory elsewhere."""
+
+    @staticmethod
+    def __new__(cls, x: torch.Tensor) -> Any:
+        return torch.Tensor._make_wrapper_subclass(cls, x.shape, dtype=x.dtype, device=x.device)
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{function} was called")
+
+
+@pytest.mark.parametrize(("function", "call", "name"), [
+    (two.flash_attn_func, dense, "q"), (two.flash_attn_func, dense, "k"), (three.flash_attn_func, dense, "v"),
+    (two.flash_attn_varlen_func, packed, "k"), (two.flash_attn_with_kvcache, cache, "v_cache"),
+    (two.flash_attn_with_kvcache, cache, "cache_seqlens")])
+def test_a_tensor_without_memory_is_refused_by_name(function: Any, call: Any, name: str) -> None:
+    """The cpu backend's kernels take addresses: what has elements and none would end the process."""
+    settings.use(settings.Settings("cpu", "cpu"))
+    given = call()
+    given[name] = Wrapper(given[name])
+    with pytest.raises(NotImplementedError, match=rf"^{name}: got a Wrapper without memory of its own"):
+        function(**given)
+
+
+def test_under_fake_tensor_mode_too() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    settings.use(settings.Settings("cpu", "cpu"))
+    with FakeTensorMode(), pytest.raises(NotImplementedError, match="^q: got a FakeTensor without memory"):
+        two.flash_attn_func(**dense())

@@ -76,7 +76,7 @@ def run(names: Names, function: Any, *args: Any, **options: Any) -> Any:
     """Call HAL's function; what it finds wrong is said in the caller's words."""
     try:
         return function(*args, **options)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise _renamed(names, error) from None
 
 
@@ -128,8 +128,8 @@ def shown(names: Names, name: str) -> str:
     return names.get(name, name)
 
 
-def _renamed(names: Names, error: ValueError) -> ValueError:
+def _renamed(names: Names, error: ValueError | NotImplementedError) -> Exception:
     text = str(error)
     if names:
         text = re.sub(r"\b(?:" + "|".join(names) + r")\b", lambda found: names[found.group()], text)
-    return ValueError(text)
+    return (NotImplementedError if isinstance(error, NotImplementedError) else ValueError)(text)

@@ -51,8 +51,23 @@ def _put(into: bytearray, places: dict[str, int], tensors: dict[str, Tensor | No
                 raise TypeError(f"{name} is not on the CPU")
             shape = x.shape
             n = len(shape)
-            _ONE[n].pack_into(into, places[name], x.data_ptr() or _EMPTY, dtypes.get(x.dtype, _OTHER), n, *shape,
-                              *x.stride())
+            address = x.data_ptr()
+            if not address:
+                if x.numel():
+                    raise _no_memory(name, x, tensors)
+                address = _EMPTY
+            _ONE[n].pack_into(into, places[name], address, dtypes.get(x.dtype, _OTHER), n, *shape, *x.stride())
+
+
+def _no_memory(field: str, x: Tensor, tensors: dict[str, Tensor | None]) -> Exception:
+    """A DTensor, a FakeTensor and other wrappers have elements and no address. Not among NOT_CALLABLE: validation, which
+    looks at values, would end in torch's own words."""
+    name = {"slots": "slot_mapping"}.get(field, field)
+    if "k_new" in tensors:  # of a call over a cache
+        name = {"k": "k_cache", "v": "v_cache", "k_new": "k", "v_new": "v", "cu_seqlens_k": "cu_seqlens_k_new"}.get(
+            field, field)
+    return NotImplementedError(f"{name}: got a {type(x).__name__} without memory of its own, expected a plain tensor: "
+                               "pass what it holds (to_local() of a DTensor); under FakeTensorMode use torch.compile")
 
 
 def call(tensors: dict[str, Tensor | None], numbers: tuple[int, ...], scale: float, softcap: float) -> bytes:
