@@ -83,6 +83,7 @@ VARIABLES: Mapping[str, Variable] = {
     "HAL_PLUGINS": Variable(_names, None, "comma list of entry points to load; unset: all, empty: none"),
     "HAL_CHECK": Variable(_flag, False, "1: validate every call of the two functions before it is launched"),
     "HAL_FLASH_ATTN": Variable(_stand_ins, None, "set by `hal run`: versions of flash_attn that HAL answers for"),
+    "HAL_FLASH_ATTN_PYTHON": Variable(_text, None, "set by `hal run`: the Python environment that it serves"),
     "HAL_CPU_ISA": Variable(_isa, None, "variant of the cpu backend's kernels; unset: the best that the CPU runs"),
     "HAL_PROBE_TIMEOUT": Variable(_seconds, 60.0, "seconds a vendor package may take to import in a probe"),
     "HAL_CACHE_DIR": Variable(_text, None, "folder for prepared models; default: the user's cache folder"),

@@ -143,6 +143,49 @@ def test_a_name_that_is_not_there_says_what_is() -> None:
     assert not hasattr(flash_attn, "cute")
 
 
+@pytest.mark.parametrize("name", ["flash_attn.cute", "flash_attn.ops", "flash_attn.losses", "flash_attn.nothing",
+                                  "flash_attn.layers.patch_embed", "flash_attn_3._C"])
+def test_find_spec_of_what_is_left_out_is_none(name: str) -> None:
+    """Python's answer where the package is there and the submodule is not; an import beside it still says why."""
+    hal.compat.install(device="cpu")
+    assert importlib.util.find_spec(name) is None
+    with pytest.raises(ModuleNotFoundError, match="HAL answers for"):
+        importlib.import_module(name)
+    assert importlib.util.find_spec(name) is None
+
+
+def test_a_hook_between_does_not_hide_the_reason() -> None:
+    hal.compat.install(device="cpu")
+    finder = installed()
+    assert finder is not None
+
+    class Hook:
+        """As import hooks of tracing packages: asks the others itself."""
+
+        def find_spec(self, *asked: Any) -> Any:
+            return finder.find_spec(*asked)
+
+    hook: Any = Hook()
+    sys.meta_path.insert(0, hook)
+    try:
+        assert importlib.util.find_spec("flash_attn.cute") is None
+        with pytest.raises(ModuleNotFoundError, match="FlashAttention 4 is not answered for"):
+            importlib.import_module("flash_attn.cute")
+    finally:
+        sys.meta_path.remove(hook)
+
+
+@pytest.mark.parametrize("name", ["flash_attn.nope", "flash_attn.flash_attn_interface.flash_attn_gpu",
+                                  "flash_attn_interface.flash_attn_3_gpu", "flash_attn_3._C"])
+def test_an_attribute_that_is_not_there_says_what_is(name: str) -> None:
+    hal.compat.install(device="cpu")
+    module, _, attribute = name.rpartition(".")
+    with pytest.raises(AttributeError, match=f"{name} is not among what it offers"):
+        getattr(importlib.import_module(module), attribute)
+    assert not hasattr(importlib.import_module(module), attribute)
+    assert importlib.reload(importlib.import_module(module)).__name__ == module
+
+
 def test_reasons_are_about_names_that_are_left_out() -> None:
     names = {name for stand_in in STAND_INS.values() for name in stand_in.modules}
     assert not names & set(LEFT_OUT) - {"flash_attn.layers", "flash_attn_3"}

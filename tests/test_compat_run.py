@@ -135,21 +135,160 @@ print(Host().import_error("flash_attn.flash_attn_interface"), Host().find_module
                            "'flash_attn' None\n"), done.stderr
 
 
-def test_from_a_checkout_that_is_not_installed() -> None:
-    """Without site-packages (-S, which runs no sitecustomize by itself) HAL is found beside the file."""
-    startup = ROOT / "hal" / "compat" / "startup" / "sitecustomize.py"
-    code = f"""
-import runpy
-try:
-    import hal
-except ModuleNotFoundError:
-    runpy.run_path({str(startup)!r})
-import importlib.metadata, importlib.util, sys
-print(importlib.util.find_spec("flash_attn").name, importlib.metadata.version("flash_attn"), sys.path[-1])
+TRUTHFUL = "import sys, flash_attn\nprint('the program', flash_attn.__version__)"
+# As tracing agents do: run, then run the next one.
+CHAINS = """
+import importlib.machinery, importlib.util, os, sys
+print("theirs")
+here = os.path.dirname(os.path.abspath(__file__))
+rest = [folder for folder in sys.path if os.path.abspath(folder or ".") != here]
+spec = importlib.machinery.PathFinder.find_spec("sitecustomize", rest)
+spec is None or spec.loader.exec_module(importlib.util.module_from_spec(spec))
 """
-    done = subprocess.run([sys.executable, "-S", "-c", code], cwd="/", env={"HAL_FLASH_ATTN": "2"}, capture_output=True,
-                          text=True, check=False)
-    assert done.stdout == f"flash_attn 2.8.3.post1 {ROOT}\n", done.stderr
+
+
+def test_one_that_runs_the_next_one_too(tmp_path: Path) -> None:
+    program(tmp_path, TRUTHFUL)
+    program(tmp_path, CHAINS, "a/sitecustomize.py")
+    program(tmp_path, "print('last')", "b/sitecustomize.py")
+    done = run(tmp_path, "program.py", PYTHONPATH=os.pathsep.join(map(str, (tmp_path / "a", tmp_path / "b", ROOT))))
+    # Once in `hal run`'s own Python, once in the program's.
+    assert done.stdout == "theirs\nlast\n" * 2 + "the program 2.8.3.post1\n", done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_its_own_folder_twice(tmp_path: Path) -> None:
+    """Under another name (lib64 is lib in many environments), and that of another HAL."""
+    import shutil
+
+    program(tmp_path, TRUTHFUL)
+    (tmp_path / "linked").symlink_to(ROOT / "hal" / "compat" / "startup")
+    shutil.copytree(ROOT / "hal" / "compat" / "startup", tmp_path / "other")
+    program(tmp_path, "print('theirs')", "site/sitecustomize.py")
+    folders = [tmp_path / "linked", tmp_path / "other", tmp_path / "site", ROOT]
+    done = run(tmp_path, "program.py", PYTHONPATH=os.pathsep.join(map(str, folders)))
+    assert done.stdout == "theirs\n" * 2 + "the program 2.8.3.post1\n", done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_another_sitecustomize_that_fails_is_reported_as_by_site(tmp_path: Path) -> None:
+    program(tmp_path, TRUTHFUL)
+    program(tmp_path, "raise ValueError('theirs')", "site/sitecustomize.py")
+    program(tmp_path, "", "empty.py")
+    path = f"{tmp_path / 'site'}{os.pathsep}{ROOT}"
+    plain = subprocess.run([sys.executable, "empty.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+                           capture_output=True, text=True, check=True)
+    done = run(tmp_path, "program.py", PYTHONPATH=path)
+    assert (done.returncode, done.stdout) == (0, "the program 2.8.3.post1\n")
+    # `hal run`'s own Python reports it too, before its line.
+    assert done.stderr.partition("hal run:")[2].partition("\n")[2] == plain.stderr != ""
+
+
+def test_another_sitecustomize_may_import_transformers(tmp_path: Path) -> None:
+    program(tmp_path, TRUTHFUL)
+    program(tmp_path, "import sys\nif 'hal.compat.installing' in sys.modules: import transformers.utils.import_utils",
+            "site/sitecustomize.py")
+    done = run(tmp_path, "program.py", PYTHONPATH=f"{tmp_path / 'site'}{os.pathsep}{ROOT}")
+    assert done.stdout == "the program 2.8.3.post1\n", done.stderr
+    assert "Error in sitecustomize" not in done.stderr
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    ({"HAL_FLASH_ATTN": "9"}, "ValueError: HAL_FLASH_ATTN='9' is not valid: expected some of 2,3"),
+    ({"HAL_FLASH_ATTN_PYTHON": ""}, "ValueError: HAL_FLASH_ATTN is set and HAL_FLASH_ATTN_PYTHON is not")])
+def test_where_hal_can_not_answer_the_process_ends(tmp_path: Path, change: dict[str, str], why: str) -> None:
+    program(tmp_path, f"""
+import os, subprocess, sys
+done = subprocess.run([sys.executable, "-c", "print('it ran')"], env={{**os.environ, **{change!r}}},
+                      capture_output=True, text=True)
+print([done.returncode, done.stdout, done.stderr])
+""")
+    done = run(tmp_path, "program.py")
+    assert done.stdout.startswith("[2, '', "), done.stdout
+    assert f"hal run: HAL can't answer for flash_attn in this process: {why}" in done.stdout
+
+
+OTHER = """
+import importlib.util, subprocess, sys
+show = "import importlib.util as u, sys; print([n for n in ('hal', 'flash_attn', 'tests', 'torch') if u.find_spec(n)])"
+for python in sys.argv[1:]:
+    print(subprocess.check_output([python, "-c", show], text=True, cwd="/"), end="")
+"""
+
+
+def test_interpreters_of_other_environments_are_left_alone(tmp_path: Path) -> None:
+    import venv
+
+    venv.create(tmp_path / "venv", symlinks=True)
+    program(tmp_path, OTHER)
+    done = run(tmp_path, "program.py", str(tmp_path / "venv" / "bin" / "python"), sys.executable)
+    other, own = done.stdout.splitlines()
+    assert other == "[]", done.stderr
+    assert "'flash_attn'" in own
+
+
+def test_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
+    """HAL is found beside the file, and nothing that lies beside HAL is."""
+    import shutil
+
+    shutil.copytree(ROOT / "hal", tmp_path / "checkout" / "hal", ignore=shutil.ignore_patterns("__pycache__"))
+    program(tmp_path, "", "checkout/beside.py")
+    code = """
+import os, runpy, sys
+os.environ["HAL_FLASH_ATTN_PYTHON"] = f"{sys.implementation.cache_tag} {os.path.realpath(sys.prefix)}"
+runpy.run_path(sys.argv[1])
+import importlib.metadata, importlib.util, hal
+print(importlib.util.find_spec("flash_attn").name, importlib.metadata.version("flash_attn"), hal.__file__,
+      importlib.util.find_spec("beside"))
+"""
+    startup = tmp_path / "checkout" / "hal" / "compat" / "startup" / "sitecustomize.py"
+    done = subprocess.run([sys.executable, "-S", "-c", code, str(startup)], cwd="/", env={"HAL_FLASH_ATTN": "2"},
+                          capture_output=True, text=True, check=False)
+    assert done.stdout == f"flash_attn 2.8.3.post1 {tmp_path}/checkout/hal/__init__.py None\n", done.stderr
+
+
+def test_two_dashes_are_the_program_s(tmp_path: Path) -> None:
+    program(tmp_path, SHOW)
+    for words in (["program.py", "--", "foo"], ["program.py", "--", "--json", "--", "-v"], ["-m", "program", "--", "x"],
+                  ["program.py", "a", "--", "b"], ["program.py", "--"]):
+        plain = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert run(tmp_path, *words).stdout == plain.stdout
+    assert run(tmp_path, "--device", "cpu", "--", "program.py", "--", "x").stdout.startswith('[["program.py", "--", "x"]')
+
+
+FLAGS = """
+import sys, warnings
+print(sys.flags, sys.warnoptions, sys._xoptions, sys.stdout.write_through, sys.argv)
+"""
+
+
+def python_run(folder: Path, *flags: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    words = [*flags, "-m", "hal", "run", "--device", "cpu", *([] if text is None else ["-", "a"])]
+    return subprocess.run([sys.executable, *words, *(["program.py", "a"] if text is None else [])], cwd=folder,
+                          input=text, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_flags_of_the_interpreter_are_the_program_s(tmp_path: Path) -> None:
+    program(tmp_path, FLAGS)
+    flags = ["-O", "-W", "ignore::ImportWarning", "-X", "utf8", "-u", "-B", "-s"]
+    plain = subprocess.run([sys.executable, *flags, "program.py", "a"], cwd=tmp_path, capture_output=True, text=True,
+                           check=True)
+    done = python_run(tmp_path, *flags)
+    assert done.stdout == plain.stdout, done.stderr
+    assert "optimize=1" in done.stdout
+
+
+@pytest.mark.parametrize("flag", ["-I", "-E"])
+def test_flags_that_keep_it_out_are_refused(tmp_path: Path, flag: str) -> None:
+    program(tmp_path, "raise AssertionError('it ran')")
+    done = python_run(tmp_path, flag)
+    assert done.returncode == 2
+    assert f"Python's {flag} keeps `hal run` from reaching the program" in done.stderr
+
+
+def test_a_program_on_stdin(tmp_path: Path) -> None:
+    done = python_run(tmp_path, text="import sys, flash_attn; print(sys.argv, flash_attn.__version__)")
+    assert done.stdout == "['-', 'a'] 2.8.3.post1\n", done.stderr
 
 
 def test_device_and_backend_are_the_program_s(tmp_path: Path) -> None:

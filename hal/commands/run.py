@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from hal import env
 from hal.cli_args import Once
@@ -41,15 +43,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="2 (the package flash_attn), 3 (flash_attn_interface) or both (default: both, but for "
                              "one that is installed and serves the device itself)")
     parser.add_argument("-m", dest="as_module", action="store_true", help="PROGRAM is a module, as python -m has it")
-    parser.add_argument("program", metavar="PROGRAM",
-                        help="a file, a folder or zip with __main__.py, or with -m a module")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
+    # One list: of two arguments argparse takes a `--` between them for its own.
+    parser.add_argument("program", metavar="PROGRAM", nargs=argparse.PARSER, action=_Program,
+                        help="a file, a folder or zip with __main__.py, - for a program on stdin, or with -m a "
+                             "module; then the program's own arguments")
+
+
+class _Program(argparse.Action):
+    """A `--` before PROGRAM ends hal's options; every other is the program's."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        values = values[1:] if values[0] == "--" else values
+        if not values:
+            parser.error("the following arguments are required: PROGRAM")
+        namespace.program = values
 
 
 def run(args: argparse.Namespace) -> int:
     """Decide, say so on one line of stderr, and become the program. Returns only where it can't."""
-    if not args.as_module and not Path(args.program).exists():
-        raise ValueError(f"no such file: {args.program} (a module is named with -m)")
+    program, *arguments = args.program
+    if not args.as_module and program != "-" and not Path(program).exists():
+        raise ValueError(f"no such file: {program} (a module is named with -m)")
+    flags = _interpreter_flags()
     if args.attention_backend not in (None, "auto"):
         env.VARIABLES["HAL_ATTENTION_BACKEND"].parse(args.attention_backend)
     if args.device not in (None, "auto"):
@@ -67,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         print(decision, file=sys.stderr, flush=True)
     environ = dict(os.environ)
     environ["HAL_FLASH_ATTN"] = ",".join(stand_in.number for stand_in in decided.answered)
+    # As sitecustomize.py reads it: Pythons of other environments can't run this one's packages.
+    environ["HAL_FLASH_ATTN_PYTHON"] = f"{sys.implementation.cache_tag} {os.path.realpath(sys.prefix)}"
     if args.device is not None:
         environ["HAL_DEVICE"] = args.device
     if args.attention_backend is not None:
@@ -75,6 +93,22 @@ def run(args: argparse.Namespace) -> int:
     startup = importlib.util.find_spec("hal.compat.startup")
     folders = [str(Path(str(startup and startup.origin)).parent), environ.get("PYTHONPATH")]
     environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder)
-    command = [sys.executable, *(["-m"] if args.as_module else []), args.program, *args.arguments]
+    command = [sys.executable, *flags, *(["-m"] if args.as_module else []), program, *arguments]
     sys.stdout.flush()
     os.execve(sys.executable, command, environ)
+
+
+def _interpreter_flags() -> list[str]:
+    """Those that this Python was started with, for the program's: `python -O -m hal run` is `python -O`.
+
+    Raises ValueError for those under which no Python would run sitecustomize.py.
+    """
+    for flag, given in (("-I", sys.flags.isolated), ("-E", sys.flags.ignore_environment), ("-S", sys.flags.no_site)):
+        if given:
+            raise ValueError(f"Python's {flag} keeps `hal run` from reaching the program: start it without, or call "
+                             "hal.compat.install() in the program")
+    # The list that multiprocessing starts its processes with; it leaves out two.
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    if getattr(sys.stdout, "write_through", False):
+        flags.append("-u")
+    return [*flags, "-i"] if sys.flags.interactive else flags

@@ -9,7 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hal.compat.stand_ins import StandIn, left_out
 
@@ -32,7 +32,8 @@ class Finder(importlib.abc.MetaPathFinder):
 
     def find_spec(self, name: str, path: Sequence[str] | None = None,
                   target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
-        """Raises ModuleNotFoundError, with the reason, for modules of the real package that are not answered for."""
+        """None for modules of the real package that are not answered for; where one is being imported, that raises
+        ModuleNotFoundError with the reason."""
         if name in self.patches:
             return self._patched(name, path, target)
         top = name.partition(".")[0]
@@ -40,6 +41,8 @@ class Finder(importlib.abc.MetaPathFinder):
         if stand_in is None:
             return None
         if name not in stand_in.modules:
+            if not _importing():
+                return None
             # Not `name`: the import system keeps quiet about a submodule of that name in `from package import it`.
             raise ModuleNotFoundError(left_out(name), name=top)
         source = importlib.util.find_spec(stand_in.modules[name])
@@ -72,6 +75,18 @@ class Finder(importlib.abc.MetaPathFinder):
                 yield Distribution(stand_in)
 
 
+def _importing() -> bool:
+    """Whether the import system asks on behalf of an import, not of importlib.util.find_spec: it asks both through
+    _find_spec (importlib/_bootstrap.py), and hooks of others may stand between."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name == "_find_spec" and frame.f_globals.get("__name__") == "importlib._bootstrap":
+            asking = frame.f_back
+            return asking is not None and asking.f_code.co_name == "_find_and_load_unlocked"
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
 def _then(execute: Patch, patch: Patch) -> Patch:
     def exec_module(module: ModuleType) -> None:
         execute(module)
@@ -93,9 +108,14 @@ class Loader(importlib.abc.Loader):
         own = vars(importlib.import_module(source))
         module.__dict__.update({name: value for name, value in own.items() if f"{source}.{name}" not in sys.modules
                                 and (not name.startswith("__") or name in _COPIED)})
+        module.__dict__["__getattr__"] = self._attribute
         for name in modules:  # what HAL's module imported of its submodules, as the real one does
             if name.rpartition(".")[0] == self.name and modules[name] in sys.modules:
                 importlib.import_module(name)
+
+    def _attribute(self, name: str) -> NoReturn:
+        """The module's __getattr__: why it has no such attribute."""
+        raise AttributeError(left_out(f"{self.name}.{name}"), name=name)
 
 
 _COPIED = ("__all__", "__doc__", "__version__")

@@ -60,8 +60,8 @@ def _put(into: bytearray, places: dict[str, int], tensors: dict[str, Tensor | No
 
 
 def _no_memory(field: str, x: Tensor, tensors: dict[str, Tensor | None]) -> Exception:
-    """A DTensor, a FakeTensor and other wrappers have elements and no address. Not among NOT_CALLABLE: validation, which
-    looks at values, would end in torch's own words."""
+    """A DTensor, a FakeTensor and other wrappers have elements and no address. Not among NOT_CALLABLE: validation looks
+    at values, and would end in torch's own words."""
     name = {"slots": "slot_mapping"}.get(field, field)
     if "k_new" in tensors:  # of a call over a cache
         name = {"k": "k_cache", "v": "v_cache", "k_new": "k", "v_new": "v", "cu_seqlens_k": "cu_seqlens_k_new"}.get(
