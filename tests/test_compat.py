@@ -357,6 +357,56 @@ def test_a_backend_without_unpaged_caches_gets_packed_sequences(monkeypatch: pyt
     settings.use(None)
 
 
+@pytest.mark.parametrize(("batch", "len_q", "len_k"), [(2, 0, 5), (2, 3, 0), (0, 3, 5), (0, 0, 0), (0, 1, 5)])
+def test_no_tokens_with_and_without_unpaged_caches(monkeypatch: pytest.MonkeyPatch, batch: int, len_q: int,
+                                                   len_k: int) -> None:
+    import torch
+
+    from hal import registry
+    from hal.compat import flash_attn_interface as three
+
+    q, k, v = torch.randn(batch, len_q, 4, 32), torch.randn(batch, len_k, 2, 32), torch.randn(batch, len_k, 2, 16)
+    cls = registry.get("torch")
+    for unpaged in (True, False):
+        if not unpaged:
+            monkeypatch.setattr(cls, "calls", cls.calls - {"unpaged"})
+        settings.use(settings.Settings("cpu", "torch"))
+        out, lse = three.flash_attn_func(q, k, v, return_attn_probs=True)
+        assert torch.equal(out, torch.zeros(batch, len_q, 4, 16))
+        assert (lse.shape, lse.dtype, bool((lse == float("inf")).all())) == ((batch, 4, len_q), torch.float32, True)
+        assert three.flash_attn_func(q, k, v).shape == out.shape
+    settings.use(None)
+
+
+def test_widths_of_windows_bind_nothing_new() -> None:
+    import torch
+
+    from hal.compat.flash_attn import flash_attn_func
+
+    settings.use(settings.Settings("cpu", "torch"))
+    for length in range(5, 15):
+        q, k = torch.randn(1, 20, 2, 32), torch.randn(1, length, 2, 32)
+        flash_attn_func(q, k, k, window_size=(3, -1))
+        flash_attn_func(q, k, k, window_size=(length - 1, 1))
+    assert len(binding._bound) == 1
+    settings.use(None)
+
+
+def test_windows_of_different_kinds_are_bound_apart() -> None:
+    import torch
+
+    settings.use(settings.Settings("cpu", "torch"))
+    q, k = torch.randn(1, 4, 2, 32), torch.randn(1, 9, 2, 32)
+    kinds = [(-1, -1), (3, -1), (3, 2), (-1, 2), (3, 0), (-1, 0)]
+    for window in kinds:
+        binding.find(q, k, k, None, False, window, 0, 0.0, False)
+    configs = [binding.config_of(*list(key)[1:2], *key[2], *key[3:]) for key in binding._bound]
+    assert {(c.causal, c.sliding_window is None) for c in configs} == {(False, True), (False, False), (True, False),
+                                                                       (True, True)}
+    assert len(configs) == len(kinds)
+    settings.use(None)
+
+
 def test_kernels_that_nobody_announced_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     import torch
 

@@ -126,6 +126,12 @@ MISTAKES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     # beside attention
     (bert_padding.index_put_first_axis, {"values": t(3), "indices": torch.tensor([0]), "first_axis_dim": 4},
      "indices and values: got shapes"),
+    *[(function, {"input": t(3, 2), "indices": torch.tensor(indices)}, rf"indices: got torch\.{dtype}, expected whole numbers")
+      for function, indices, dtype in (
+          (bert_padding.index_first_axis, [True, False, True], "bool"), (bert_padding.index_first_axis, [0.0, 1.0], "float32"),
+          (bert_padding.index_first_axis_residual, [0.0, 1.0], "float32"))],
+    (bert_padding.index_put_first_axis, {"values": t(2, 2), "indices": torch.tensor([0.0, 1.0]), "first_axis_dim": 3},
+     "indices: got torch.float32, expected whole numbers or a mask"),
     (apply_rotary_emb, {"x": t(1, 9, 2, 16), "cos": t(8, 8), "sin": t(8, 8)}, "cos: got 8 positions, expected at least 9"),
     (apply_rotary_emb, {"x": t(1, 2, 2, 8), "cos": t(8, 8), "sin": t(8, 8)}, "rotary_dim up to 8"),
 ]
@@ -214,11 +220,25 @@ def test_hints_change_nothing_and_are_named_once(caplog: pytest.LogCaptureFixtur
     told = [record.getMessage() for record in caplog.records if record.name == "hal" and "no effect" in record.getMessage()]
     assert [re.search(r"num_splits|pack_gqa|sm_margin|k_descale", line).group() for line in told] == [
         "num_splits", "pack_gqa", "sm_margin", "k_descale"]
+
+
+def test_scheduler_metadata_too(caplog: pytest.LogCaptureFixture) -> None:
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+
     metadata = three.get_scheduler_metadata(2, 1, 8, 4, 2, 32, i32(3, 5))
     assert metadata.dtype == torch.int32
     given = cache()
-    assert torch.equal(three.flash_attn_with_kvcache(**given, scheduler_metadata=metadata),
-                       three.flash_attn_with_kvcache(**given))
+    want = three.flash_attn_with_kvcache(**given)
+    assert told() == []
+    for _ in range(2):
+        assert torch.equal(three.flash_attn_with_kvcache(**given, scheduler_metadata=metadata), want)
+    [line] = told()
+    assert line.startswith("flash_attn_with_kvcache: scheduler_metadata has no effect here")
+    for _ in range(2):
+        three.get_scheduler_metadata(2, 1, 8, 4, 2, 32, i32(3, 5), num_splits=3, pack_gqa=True, sm_margin=4)
+    assert [line.partition("=")[0] for line in told()[1:]] == [
+        f"get_scheduler_metadata: {name}" for name in ("num_splits", "pack_gqa", "sm_margin")]
 
 
 class Wrapper(torch.Tensor):
@@ -252,3 +272,23 @@ def test_under_fake_tensor_mode_too() -> None:
     settings.use(settings.Settings("cpu", "cpu"))
     with FakeTensorMode(), pytest.raises(NotImplementedError, match="^q: got a FakeTensor without memory"):
         two.flash_attn_func(**dense())
+
+
+def test_index_put_takes_what_indexing_takes() -> None:
+    """The real one is zeros with output[indices] = values."""
+    values = t(2, 3).requires_grad_()
+    for indices in (torch.tensor([3, 1]), i32(3, 1), torch.tensor([-1, 1]), torch.tensor([False, True, False, True])):
+        want = torch.zeros(4, 3)
+        want[indices.long() if indices.dtype == torch.int32 else indices] = values.detach()
+        got = bert_padding.index_put_first_axis(values, indices, 4)
+        assert torch.equal(got, want)
+        [slope] = torch.autograd.grad(got.sum(), values)
+        assert torch.equal(slope, torch.ones(2, 3))
+
+
+def test_the_residual_carries_its_gradient() -> None:
+    """As in the real one, whose backward adds the rows' to it (IndexFirstAxisResidual)."""
+    x = t(3, 2).requires_grad_()
+    rows, residual = bert_padding.index_first_axis_residual(x, torch.tensor([2, 0]))
+    [slope] = torch.autograd.grad(rows.sum() + 10 * residual.sum(), x)
+    assert torch.equal(slope, torch.tensor([[11.0, 11.0], [10.0, 10.0], [11.0, 11.0]]))

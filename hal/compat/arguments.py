@@ -93,8 +93,9 @@ def hints(function: str, **given: tuple[Any, Any]) -> None:
     for name, (value, default) in given.items():
         if value != default and name not in _told:
             _told.add(name)
-            logger.warning("%s: %s=%r has no effect here: it tunes FlashAttention's own kernels and changes no result",
-                           function, name, value)
+            text = "" if isinstance(value, torch.Tensor) else f"={value!r}"
+            logger.warning("%s: %s%s has no effect here: it tunes FlashAttention's own kernels and changes no result",
+                           function, name, text)
 
 
 def descales(function: str, q: Tensor, *given: Tensor | None) -> dict[str, Tensor]:

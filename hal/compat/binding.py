@@ -53,12 +53,15 @@ def find(q: Tensor, k: Tensor, v: Tensor, page_size: int | None, causal: bool, w
 
     Raises NoBackendError where no backend serves it, ValueError where there can't be one.
     """
-    key: Key = (q.device, q.dtype, q.shape[-2:], k.shape[-2], v.shape[-1], page_size, causal, window, chunk, softcap,
+    bounds = window
+    if window != (-1, -1):  # bounded or not is the kind of call; widths may follow lengths, which have no end
+        bounds = (min(window[0], 1), min(window[1], 1))
+    key: Key = (q.device, q.dtype, q.shape[-2:], k.shape[-2], v.shape[-1], page_size, causal, bounds, chunk, softcap,
                 lse, latent)
     bound = _bound.get(key)
     if bound is None:
         with _lock:
-            bound = _bound.get(key) or _bind(*key)
+            bound = _bound.get(key) or _bind(*key[:7], window, *key[8:])
             _bound[key] = bound
     return bound
 

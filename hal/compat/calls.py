@@ -37,15 +37,18 @@ def dense(version: Version, names: Names, q: Tensor, k: Tensor, v: Tensor, scale
     if bound.unpaged:
         call = bound.one if len_q == 1 else bound.many
         result = run(names, call, q, k, v, **options)
+    elif not batch:  # packed sequences are one or more
+        out = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype if q.dtype.itemsize > 1 else torch.bfloat16)
+        result = (out, out.new_empty((0, q.shape[2], len_q), dtype=torch.float32)) if lse else out
     else:
-        flat = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+        flat = (x.flatten(0, 1) for x in (q, k, v))
         if qv is not None:
-            options["qv"] = qv.reshape(-1, *qv.shape[2:])
+            options["qv"] = qv.flatten(0, 1)
         cu_q, cu_k = _even(batch, len_q, q), _even(batch, len_k, q)
         result = run(names, bound.varlen, *flat, cu_q, cu_k, len_q, len_k, **options)
         out, found = result if lse else (result, None)
         out = out.view(batch, len_q, *out.shape[1:])
-        result = out if found is None else (out, found.view(-1, batch, len_q).transpose(0, 1).contiguous())
+        result = out if found is None else (out, found.view(q.shape[2], batch, len_q).transpose(0, 1).contiguous())
     return (result[0], version.lse(result[1], len_k)) if lse else (result, None)
 
 

@@ -174,9 +174,9 @@ def flash_attn_with_kvcache(
     With return_softmax_lse the result is (out, softmax_lse, out_accum, softmax_lse_accum); the last two are the partial
     results of FlashAttention's splits, and empty, as they are there without splits.
     """
-    if num_splits != 0 or pack_gqa is not None or sm_margin:
+    if num_splits != 0 or pack_gqa is not None or sm_margin or scheduler_metadata is not None:
         hints("flash_attn_with_kvcache", num_splits=(num_splits, 0), pack_gqa=(pack_gqa, None),
-              sm_margin=(sm_margin, 0))
+              sm_margin=(sm_margin, 0), scheduler_metadata=(scheduler_metadata, None))
     scales = descales("flash_attn_with_kvcache", q, q_descale, k_descale, v_descale)
     given = {"cache_seqlens": cache_seqlens, "cache_batch_idx": cache_batch_idx, "cache_leftpad": cache_leftpad,
              "rotary_cos": rotary_cos, "rotary_sin": rotary_sin, "rotary_seqlens": rotary_seqlens,
@@ -209,6 +209,8 @@ def get_scheduler_metadata(
     sm_margin=0,
 ):
     """int32 zeros [1 + batch_size], to hand to flash_attn_with_kvcache, where they have no effect: HAL plans itself."""
+    if num_splits != 0 or pack_gqa is not None or sm_margin:
+        hints("get_scheduler_metadata", num_splits=(num_splits, 0), pack_gqa=(pack_gqa, None), sm_margin=(sm_margin, 0))
     return torch.zeros(1 + batch_size, dtype=torch.int32, device=cache_seqlens.device)
 
 

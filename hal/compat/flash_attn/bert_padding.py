@@ -8,20 +8,24 @@ def index_first_axis(input, indices):
     """Rows `indices` [n] of input [total, ...]."""
     if input.ndim < 2:
         raise ValueError(f"input: got shape {tuple(input.shape)}, expected at least 2 dimensions")
+    _check(indices, "whole numbers", torch.bool, torch.uint8)
     return input.index_select(0, indices.long())
 
 
 def index_put_first_axis(values, indices, first_axis_dim):
-    """Zeros [first_axis_dim, ...] with row indices[i] = values[i]."""
+    """Zeros [first_axis_dim, ...] with row indices[i] = values[i]. indices: whole numbers, negative ones from the
+    end, or a mask [first_axis_dim]."""
     if indices.ndim != 1 or values.ndim < 2:
         raise ValueError(f"indices and values: got shapes {tuple(indices.shape)} and {tuple(values.shape)}, expected "
                          "[n] and [n, ...]")
-    return values.new_zeros(first_axis_dim, *values.shape[1:]).index_copy(0, indices.long(), values)
+    _check(indices, "whole numbers or a mask", torch.uint8)
+    return values.new_zeros(first_axis_dim, *values.shape[1:]).index_put((indices,), values)
 
 
 def index_first_axis_residual(input, indices):
-    """(index_first_axis(input, indices), input without its gradient)."""
-    return input[indices.long()], input.detach()
+    """(input[indices], input): the gradients of both add up in input's. indices: as of index_put_first_axis."""
+    _check(indices, "whole numbers or a mask", torch.uint8)
+    return input[indices], input
 
 
 def unpad_input(hidden_states, attention_mask, unused_mask=None):
@@ -54,6 +58,12 @@ def unpad_input_for_concatenated_sequences(hidden_states, attention_mask_in_leng
 def pad_input(hidden_states, indices, batch, seqlen):
     """[batch, seqlen, ...] with the tokens [total, ...] at their places `indices`, zeros elsewhere."""
     return index_put_first_axis(hidden_states, indices, batch * seqlen).unflatten(0, (batch, seqlen))
+
+
+def _check(indices, expected, *others):
+    """uint8 is a mask to torch, and was meant as numbers or not: nobody knows."""
+    if indices.dtype.is_floating_point or indices.dtype.is_complex or indices.dtype in others:
+        raise ValueError(f"indices: got {indices.dtype}, expected {expected}")
 
 
 def _cumulative(lengths):
