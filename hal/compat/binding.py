@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hal import env, registry
 from hal.attention import AttentionImpl, get_attention_impl
 from hal.compat import settings
-from hal.config import AttentionConfig, MLADims
+from hal.config import DTYPES, AttentionConfig, MLADims
 from hal.platform import Platform, detect, probe_all
 from hal.selection import explain
 
@@ -81,6 +81,10 @@ def config_of(dtype: Any, heads: int, dim: int, kv_heads: int, dim_v: int, page_
     """What a call asks of a backend. dtype: of q, k and v."""
     name = str(dtype).removeprefix("torch.")
     fp8 = name.startswith("float8")
+    if not fp8 and name not in DTYPES:
+        raise ValueError(f"q: got {dtype}, expected {', '.join(f'torch.{known}' for known in DTYPES)} or fp8")
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(f"q: got {heads} heads beside {kv_heads} of its keys, expected a multiple")
     left, right = window
     common: dict[str, Any] = {
         "num_heads": heads, "dtype": "bfloat16" if fp8 else name, "kv_cache_dtype": name if fp8 else "auto",

@@ -70,7 +70,9 @@ def packed(version: Version, names: Names, q: Tensor, k: Tensor, v: Tensor, cu_q
     options = _options(scale, causal, window, chunk, softcap, qv, descales)
     if page_table is not None:
         options["page_table"] = page_table
-        seqused_k = cu_k[1:] - cu_k[:-1] if seqused_k is None else seqused_k
+        if seqused_k is None:
+            seqused_k = _lengths(names, cu_k, page_table.shape[0])
+            names = {**names, "seqused_k": "cu_seqlens_k"}
         cu_k = None  # type: ignore[assignment]
     if seqused_q is not None:
         options["seqused_q"] = seqused_q
@@ -95,6 +97,8 @@ def with_kvcache(version: Version, names: Names, q: Tensor, k_cache: Tensor, v_c
     q, k_cache, v_cache, qv, causal = prepared(names, q, k_cache, v_cache, qv, causal, dims, 4, cache=True)
     for name, new in (("k", k), ("v", v)):
         if new is not None:
+            if not isinstance(new, torch.Tensor):
+                raise ValueError(f"{shown(names, name)}: got {type(new).__name__}, expected a tensor")
             refuse_grad(names, name, new)
     if varlen:
         max_seqlen_q = whole(names, "max_seqlen_q", max_seqlen_q)
@@ -135,6 +139,15 @@ def _options(scale: float | None, causal: bool, window: tuple[int, int], chunk: 
     if qv is not None:
         options["qv"] = qv
     return options
+
+
+def _lengths(names: Names, cu_k: Any, batch: int) -> Tensor:
+    """int32 [batch]: what lies between the values of cu_k."""
+    if not isinstance(cu_k, torch.Tensor) or cu_k.shape != (batch + 1,):
+        seen = tuple(cu_k.shape) if isinstance(cu_k, torch.Tensor) else type(cu_k).__name__
+        raise ValueError(f"{shown(names, 'cu_seqlens_k')}: got {seen}, expected int32 [{batch + 1}], one more than the "
+                         f"rows of {shown(names, 'page_table')}")
+    return cu_k[1:] - cu_k[:-1]
 
 
 def _even(batch: int, length: int, like: Tensor) -> Tensor:

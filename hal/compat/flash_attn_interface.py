@@ -216,7 +216,7 @@ def get_scheduler_metadata(
 
 def _scale(softmax_scale, q, qv):
     """FlashAttention 3's default with qv; without, HAL's is the same."""
-    if softmax_scale is not None or qv is None:
+    if softmax_scale is not None or not (isinstance(q, torch.Tensor) and isinstance(qv, torch.Tensor)):
         return softmax_scale
     return float((q.shape[-1] + qv.shape[-1]) ** -0.5)
 

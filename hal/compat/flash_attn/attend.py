@@ -14,7 +14,7 @@ VERSION = Version(2, INF)
 
 # HAL's name of an argument -> the caller's, for messages.
 NAMES = {"k_cache": "k", "v_cache": "v"}
-CACHE_NAMES = {"page_table": "block_table", "seqused_k": "cu_seqlens_k"}
+CACHE_NAMES = {"page_table": "block_table"}
 QKV_NAMES = {"q": "qkv's q", "k_cache": "qkv's k", "v_cache": "qkv's v", "k": "qkv's k", "v": "qkv's v"}
 KV_NAMES = {"k_cache": "kv's k", "v_cache": "kv's v", "k": "kv's k", "v": "kv's v"}
 PACKED_NAMES = {**QKV_NAMES, "cu_seqlens_q": "cu_seqlens", "cu_seqlens_k": "cu_seqlens", "max_seqlen_q": "max_seqlen",
