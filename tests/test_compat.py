@@ -114,6 +114,36 @@ def test_uninstall_leaves_nothing() -> None:
     hal.compat.uninstall()
 
 
+def test_uninstall_gives_transformers_its_own_answers_back() -> None:
+    code = """
+import hal.compat
+hal.compat.install(device="cpu", backend="torch")
+import transformers
+from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX as matrix
+from transformers.utils import is_flash_attn_2_available as kept, is_flash_attn_3_available as three
+
+def model():
+    config = transformers.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
+                                      num_key_value_heads=1, vocab_size=10)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="flash_attention_2")
+
+def state():
+    rows = [row for n in (2, 3) for row in matrix[n]["supported_devices"]]
+    return kept(), three(), [bool(ask()) for ask, name in rows if name == "cpu"]
+
+model()
+print(state())
+hal.compat.uninstall()
+print(state())
+try:
+    model()
+except ImportError as error:
+    print("package for FlashAttention2 doesn't seem to be installed" in str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["(True, True, [True, True])", "(False, False, [False, False])", "True"], done
+
+
 @pytest.mark.parametrize(("name", "why"), [
     ("flash_attn.losses.cross_entropy", "it is for training"),
     ("flash_attn.ops.triton.rotary", "CUDA and Triton kernels"),

@@ -143,6 +143,11 @@ MISTAKES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (bert_padding.index_put_first_axis, {"values": t(2, 2), "indices": torch.tensor([0.0, 1.0]), "first_axis_dim": 3},
      "indices: got torch.float32, expected whole numbers or a mask"),
     (apply_rotary_emb, {"x": t(1, 9, 2, 16), "cos": t(8, 8), "sin": t(8, 8)}, "cos: got 8 positions, expected at least 9"),
+    (apply_rotary_emb, {"x": t(1, 5, 2, 16), "cos": t(8, 8), "sin": t(8, 8), "seqlen_offsets": 4}, "cos: got 8 positions, expected at least 9"),
+    (apply_rotary_emb, {"x": t(1, 5, 2, 16), "cos": t(8, 8), "sin": t(8, 8), "seqlen_offsets": -1}, "seqlen_offsets: got -1, expected 0 or more"),
+    (apply_rotary_emb, {"x": t(1, 5, 2, 16), "cos": t(8, 8), "sin": t(8, 8), "seqlen_offsets": i32(4)}, "cos: got 8 positions, expected at least 9"),
+    (apply_rotary_emb, {"x": t(5, 2, 16), "cos": t(8, 8), "sin": t(8, 8)}, r"x: got \(5, 2, 16\), expected \[B, S, H, D\] without cu_seqlens"),
+    (apply_rotary_emb, {"x": t(1, 5, 2, 16), "cos": t(8, 8), "sin": t(8, 8), "cu_seqlens": i32(0, 5)}, r"x: got .* expected \[total, H, D\] with cu_seqlens"),
     (apply_rotary_emb, {"x": t(1, 2, 2, 8), "cos": t(8, 8), "sin": t(8, 8)}, "rotary_dim up to 8"),
 ]
 

@@ -258,3 +258,27 @@ def test_rotary(pairs: bool) -> None:
                                                        max_seqlen=5), torch.cat((want[0, :3], want[1])))
     assert rotary.apply_rotary_emb_func(x, cos, sin, pairs, inplace=True, seqlen_offsets=starts) is x
     torch.testing.assert_close(x, want)
+
+
+def test_rotary_leaves_rows_past_the_sequences() -> None:
+    """As the real kernel, whose programs are of sequences: cu_seqlens may end before the rows do."""
+    angle = torch.rand(8, 4) * 6
+    x = torch.randn(7, 2, 8)
+    cu = torch.tensor([0, 3, 3, 5], dtype=torch.int32)
+    for offsets in (0, 2, torch.tensor([1, 0, 3])):
+        got = rotary.apply_rotary_emb(x, angle.cos(), angle.sin(), seqlen_offsets=offsets, cu_seqlens=cu, max_seqlen=3)
+        want = rotary.apply_rotary_emb(x[:5], angle.cos(), angle.sin(), seqlen_offsets=offsets, cu_seqlens=cu,
+                                       max_seqlen=3)
+        assert torch.equal(got[:5], want)
+        assert not torch.equal(want[1], x[1])
+        assert torch.equal(got[5:], x[5:])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rotary_waits_for_no_device(packed: bool) -> None:
+    """On the meta device a value that the host asks for is an error: as a graph's capture would find."""
+    shape, offsets = ((7, 2, 8), torch.zeros(2, device="meta", dtype=torch.int32)) if packed else ((2, 5, 2, 8), 3)
+    x, cos = torch.empty(shape, device="meta"), torch.empty(20, 4, device="meta")
+    cu = torch.empty(3, device="meta", dtype=torch.int32) if packed else None
+    for start in (offsets, 0):
+        assert rotary.apply_rotary_emb(x, cos, cos, seqlen_offsets=start, cu_seqlens=cu, max_seqlen=4).shape == shape

@@ -124,7 +124,8 @@ def installed() -> Finder | None:
 
 
 def uninstall() -> None:
-    """Take the stand-ins out again. What was imported from them keeps working, and what transformers was told stays."""
+    """Take the stand-ins out again. What was imported from them keeps working; transformers' checks answer for
+    themselves again. install() after that is refused where transformers was imported."""
     finder = installed()
     if finder is None:
         return

@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial, wraps
 from types import ModuleType
 from typing import Any
 
 from hal.compat.finder import Patch
+from hal.compat.settings import forget
 
 logger = logging.getLogger("hal")
 SERIES = "5.23."  # the releases whose source this was read from and is tested with
@@ -61,21 +62,23 @@ def _answer_checks(module: Any, numbers: Sequence[str]) -> None:
     changed = []
     for number in numbers:
         name = f"is_flash_attn_{number}_available"
-        if getattr(module, name)():
+        original = getattr(module, name)
+        if original():
             continue
-        setattr(module, name, _available(name))
+        setattr(module, name, _available(number, original))
         changed.append(name)
     if changed:
         logger.warning("flash_attn: transformers' %s answer True on %s, where HAL serves", " and ".join(changed),
                        device)
 
 
-def _available(name: str) -> Any:
+def _available(number: str, original: Any) -> Any:
     @lru_cache  # as the original, whose cache some code clears
+    @wraps(original)
     def available(kernels_fallback_ok: bool = False) -> bool:
-        return True
+        return _hal_serves(number) or bool(original(kernels_fallback_ok))
 
-    available.__wrapped__.__name__ = available.__wrapped__.__qualname__ = name
+    forget.append(available.cache_clear)
     return available
 
 
@@ -86,8 +89,12 @@ def _add_device(module: ModuleType, numbers: Sequence[str]) -> None:
     for number in numbers:
         row = module.FLASH_ATTENTION_COMPATIBILITY_MATRIX[int(number)]
         if all(name != device for _, name in row["supported_devices"]):
-            row["supported_devices"] = (*row["supported_devices"], (_hal_serves, device))
+            row["supported_devices"] = (*row["supported_devices"], (partial(_hal_serves, number), device))
 
 
-def _hal_serves() -> bool:
-    return True
+def _hal_serves(number: str) -> bool:
+    """Until uninstall(): transformers' modules keep these functions."""
+    from hal.compat.installing import installed
+
+    finder = installed()
+    return finder is not None and any(stand_in.number == number for stand_in in finder.stand_ins)
