@@ -122,6 +122,11 @@ MISTAKES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     # version 3
     (three.flash_attn_func, dense(q=grad(2, 3, 4, 32)), "q: got a tensor that requires grad; HAL's flash_attn is for inference"),
     (three.flash_attn_func, dense(attention_chunk=-3), "attention_chunk"),
+    (three.flash_attn_varlen_func, packed(q=t(2, 3, 4, 32), cu_seqlens_q=None), r"q: got \(2, 3, 4, 32\), expected a tensor of 3"),
+    (three.flash_attn_varlen_func, packed(k=t(2, 5, 2, 32), v=t(2, 5, 2, 32), cu_seqlens_k=None, seqused_k=i32(4, 5)),
+     r"k: got \(2, 5, 2, 32\), expected a tensor of 3"),
+    (two.flash_attn_with_kvcache, cache(q=grad(2, 1, 4, 32)), "q: got a tensor that requires grad"),
+    (two.flash_attn_func, dense(softmax_scale=-0.1), "softmax_scale: got -0.1, expected a finite number > 0"),
     (three.flash_attn_func, dense(qv=t(2, 3, 4, 32)), "qv: got a tensor with 2 KV heads, expected 1"),
     (three.flash_attn_qkvpacked_func, {"qkv": t(2, 3, 8, 32)}, r"qkv: got \(2, 3, 8, 32\) with num_heads_q None"),
     (three.flash_attn_varlen_func, packed(seqused_k=i32(5, 5)), r"seqused_k: got \[5\], expected lengths between 0"),
@@ -307,3 +312,14 @@ def test_the_residual_carries_its_gradient() -> None:
     rows, residual = bert_padding.index_first_axis_residual(x, torch.tensor([2, 0]))
     [slope] = torch.autograd.grad(rows.sum() + 10 * residual.sum(), x)
     assert torch.equal(slope, torch.tensor([[11.0, 11.0], [10.0, 10.0], [11.0, 11.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_more_is_served_than_by_the_real_kernels(dtype: torch.dtype) -> None:
+    given = {name: x.to(dtype) for name, x in dense().items()}
+    want = two.flash_attn_func(**{name: x.float() for name, x in given.items()})
+    for module in (two, three):
+        torch.testing.assert_close(module.flash_attn_func(**given).float(), want, rtol=0.02, atol=0.02)
+    given = dense()
+    given["v"] = given["v"][..., :16]
+    assert two.flash_attn_func(**given).shape == (2, 3, 4, 16)
