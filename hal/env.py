@@ -41,6 +41,15 @@ def _names(value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
+def _stand_ins(value: str) -> tuple[str, ...]:
+    from hal.compat.stand_ins import STAND_INS
+
+    names = _names(value)
+    if not names or not set(names) <= set(STAND_INS):
+        raise ValueError(f"expected some of {','.join(STAND_INS)}")
+    return names
+
+
 def _seconds(value: str) -> float:
     try:
         seconds = float(value)
@@ -73,6 +82,8 @@ VARIABLES: Mapping[str, Variable] = {
     "HAL_ATTENTION_BACKEND": Variable(_backend, "auto", "backend used for 'auto'; strict"),
     "HAL_PLUGINS": Variable(_names, None, "comma list of entry points to load; unset: all, empty: none"),
     "HAL_CHECK": Variable(_flag, False, "1: validate every call of the two functions before it is launched"),
+    "HAL_FLASH_ATTN": Variable(_stand_ins, None, "set by `hal run`: versions of flash_attn that HAL answers for"),
+    "HAL_FLASH_ATTN_PYTHON": Variable(_text, None, "set by `hal run`: the Python environment that it serves"),
     "HAL_CPU_ISA": Variable(_isa, None, "variant of the cpu backend's kernels; unset: the best that the CPU runs"),
     "HAL_PROBE_TIMEOUT": Variable(_seconds, 60.0, "seconds a vendor package may take to import in a probe"),
     "HAL_CACHE_DIR": Variable(_text, None, "folder for prepared models; default: the user's cache folder"),

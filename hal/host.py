@@ -86,6 +86,8 @@ class Host:
                 # Editable installs answer through an import hook, not through the path.
                 known = sys.modules.get(name)
                 spec = known.__spec__ if known else importlib.util.find_spec(name)
+                if spec is not None and getattr(spec.loader, "hal_compat", False):
+                    return None  # HAL's own stand-in for the package (hal.compat) is not the package
             if spec is None:
                 return None
             locations = spec.submodule_search_locations
@@ -142,5 +144,6 @@ class Host:
         """Import `module` on this machine, in a child process, and evaluate `expression`: see hal.child."""
         # Without autoload a broken torch_npu can't kill an innocent torch; who asks for torch_npu imports it.
         environ = {**self.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+        environ.pop("HAL_FLASH_ATTN", None)  # what is asked about is the real packages, below `hal run` too
         limit = env.get("HAL_PROBE_TIMEOUT", self.environ) or env.VARIABLES["HAL_PROBE_TIMEOUT"].default
         return ask(module, expression, environ, self.path, limit, self.is_this_process)

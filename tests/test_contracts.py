@@ -300,7 +300,8 @@ def test_every_package_has_two_releases_and_their_sources() -> None:
         assert data["package"] == package
         assert list(data["releases"]) == list(sources[package]["releases"])
         assert list(data["functions"]) == list(sources[package]["functions"])
-        assert len(data["releases"]) >= 2
+        # A backend claims two releases or more; a stand-in (hal/compat) has the signatures of one.
+        assert len(data["releases"]) == 1 if package.startswith("compat-") else len(data["releases"]) >= 2
         assert all(entry.keys() == {"from", "files", "how", "date"} and all(entry.values())
                    for entry in data["releases"].values())
 

@@ -58,6 +58,8 @@ FREE = [
     ("from hal.__main__ import main; main(['backends', '--json'])", True),
     ("from hal.__main__ import main; main(['explain', '--device', 'rocm:gfx942'])", True),
     ("from hal.__main__ import main; main(['generate', '--help'])", True),
+    ("from hal.__main__ import main; main(['run', '--help'])", True),
+    ("import hal.compat; hal.compat.install", False),
 ]
 _REPORT = "\nimport json, sys\nsys.stderr.write('\\n' + json.dumps(sorted(sys.modules)))"
 
@@ -119,8 +121,10 @@ def imports(tree: ast.Module) -> list[str]:
 
 
 # The oracle is arithmetic on tensors from its first line; the rest of HAL imports it inside functions. hal.testing is a
-# pytest plugin: pytest imports it, nothing else does. hal.custom_ops registers torch's ops: a bind imports it.
-NEEDS_MORE = {"hal/oracle.py", "hal/testing.py", "hal/custom_ops.py"}
+# pytest plugin: pytest imports it, nothing else does. hal.custom_ops registers torch's ops: a bind imports it. The
+# drop-in flash_attn is imported by programs that hold tensors already.
+NEEDS_MORE = {"hal/oracle.py", "hal/testing.py", "hal/custom_ops.py", "hal/compat/arguments.py", "hal/compat/calls.py",
+              "hal/compat/flash_attn_interface.py"}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ NEEDS_MORE = {"hal/oracle.py", "hal/testing.py", "hal/custom_ops.py"}
     sorted(
         {
             str(p.relative_to(ROOT))
-            for folder in ("hal", "hal/bench", "hal/commands", "hal/conformance", "backends", "platforms")
+            for folder in ("hal", "hal/bench", "hal/commands", "hal/compat", "hal/conformance", "backends", "platforms")
             for p in (ROOT / folder).glob("*.py")
         }
         - NEEDS_MORE

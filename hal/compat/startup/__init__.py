@@ -1,0 +1,1 @@
+"""The folder that `hal run` puts on PYTHONPATH, for sitecustomize.py alone."""
