@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_batching import NEW, TINY, eager, make, prompts
+from test_batching import NEW, TINY, batched, eager, make, prompts
 from transformers import GenerationConfig
 from transformers.generation.continuous_batching.cache_allocators import (
     FullAttentionCacheAllocator,
@@ -46,6 +46,15 @@ def test_tokens_are_those_of_eager(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert gathered == [sum(map(len, asked))] * sliding
     assert generate_batch(model, asked, max_batch_tokens=7, max_requests_per_batch=3) == expected
     assert model.config._attn_implementation == managed.NAME
+
+
+def test_a_window_that_is_no_number_of_pages() -> None:
+    """Pages of 4, a window of 10: the ring's last page is half used, so the order of its pages matters."""
+    model, asked = make("mistral", sliding_window=10), prompts((1, 9, 10, 11, 23))
+    expected = eager(model, asked)
+    assert generate_batch(model, asked) == expected
+    assert batched(model, asked, max_batch_tokens=7)[0] == expected
+    assert model.config._attn_implementation == managed.NAME  # the manager's again
 
 
 def test_what_the_manager_can_not_have_is_refused() -> None:

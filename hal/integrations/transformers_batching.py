@@ -211,7 +211,8 @@ class BatchedModel:
     def _give_back(self) -> None:
         """A loaded model's own attention."""
         if self._before is not None:
-            self._model.set_attn_implementation(self._before)
+            # Not set_attn_implementation, which looks for a package where a name has "flash" in it.
+            self._model.config._attn_implementation = self._before
 
     def _start(self, impls: Mapping[str, Any], num_pages: int | None, cache_bytes: int | None, share: bool) -> None:
         import torch
@@ -281,10 +282,12 @@ class BatchedModel:
         finally:
             with self._lock:
                 self._closing = True
-            self._take_commands()
-            self._loop.fail(message, waiting=True)
-            self._give_back()
-            self._events.put(None)
+            try:
+                self._take_commands()
+                self._loop.fail(message, waiting=True)
+                self._give_back()
+            finally:
+                self._events.put(None)
 
     def _take_commands(self) -> None:
         with self._lock:
