@@ -12,8 +12,12 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from hal.cli_args import AttentionArgs
+from hal.commands import generate
 from hal.integrations import transformers_batching_attention as paged
 from hal.integrations.transformers_batching import BatchedModel, Sampling
+from hal.integrations.transformers_batching_sampling import Chooser
+from hal.models import kinds_from_model
+from hal.platform import detect
 
 NEW = 12
 COMMON = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -236,6 +240,119 @@ def test_each_layer_is_one_call_of_the_phase_it_is_in(served: BatchedModel, monk
     assert len(calls) == 2 * calls.count("write")
 
 
+def test_no_event_is_lost_when_a_reader_stops_and_another_begins(served: BatchedModel) -> None:
+    asked = prompts((9, 9))
+    expected = alone(served, asked[1], Sampling(max_tokens=10))
+    for _ in range(5):
+        served.submit("a", asked[0], Sampling(max_tokens=3))
+        served.submit("b", asked[1], Sampling(max_tokens=10))
+        found: list[int] = []
+        finished: list[str] = []
+        while "b" not in finished:
+            for event in served.events():  # one event each time
+                found += event.tokens if event.request_id == "b" else []
+                finished += [event.request_id] if event.finish else []
+                break
+        assert found == expected
+        assert sorted(finished) == ["a", "b"]
+
+
+def test_a_request_that_does_not_fit_is_not_overtaken_by_those_behind_it() -> None:
+    """25 of 32 pages: while small requests took what was free, it waited as long as they kept coming."""
+    with BatchedModel(make("gqa_64"), AttentionArgs(page_size=4), num_pages=32, max_batch_tokens=128) as model:
+        small = Sampling(max_tokens=30, stop_token_ids=())
+        for number in range(4):
+            model.submit(f"before {number}", prompts((12,), seed=number)[0], small)
+        began: list[str] = []
+        ended: list[str] = []
+        for event in model.events():
+            if not began:
+                model.submit("big", [7] * 100, Sampling(max_tokens=8, stop_token_ids=()))
+                for number in range(12):
+                    model.submit(f"after {number}", prompts((12,), seed=number)[0], small)
+            if event.tokens and event.request_id not in began:
+                began.append(event.request_id)
+            if event.finish:
+                assert event.finish == "length"
+                ended.append(event.request_id)
+            if len(ended) == 17:
+                break
+        assert [name for name in began if name.startswith("after")] == [f"after {number}" for number in range(12)]
+        assert sorted(began[:5]) == ["before 0", "before 1", "before 2", "before 3", "big"]
+        assert model.stats()["cache_used"] == 0
+
+
+def test_pages_kept_for_reuse_do_not_keep_a_request_waiting() -> None:
+    with BatchedModel(make("gqa_64"), AttentionArgs(page_size=4), num_pages=32, max_batch_tokens=128) as model:
+        assert len(alone(model, prompts((60,))[0], Sampling(max_tokens=4))) == 4
+        assert sum(len(each.ledger.cached_blocks) for each in model._loop.cache.cache_allocators.values()) == 15
+        model.submit("runs", [5] * 4, Sampling(max_tokens=40, stop_token_ids=()))
+        model.submit("big", [7] * 70, Sampling(max_tokens=1, stop_token_ids=()))
+        ended = list(collect(model, ["runs", "big"]))
+        assert ended == ["big", "runs"]
+
+
+def test_those_put_back_come_before_those_that_wait() -> None:
+    with BatchedModel(make("gqa_64"), AttentionArgs(page_size=4), num_pages=24, max_batch_tokens=64,
+                      max_requests=4) as model:
+        names = list(map(str, range(8)))
+        for name in names:
+            model.submit(name, prompts((20,), seed=int(name))[0], Sampling(max_tokens=40, stop_token_ids=()))
+        ended = list(collect(model, names))
+        assert model.stats()["put_back"] > 0
+        assert sorted(ended[:4]) == names[:4]
+
+
+def test_an_exception_after_the_step_loses_no_other_requests_end(served: BatchedModel,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the books after a forward, once another request of it had ended."""
+    mark = served._loop.cache.mark_complete_blocks
+
+    def broken(state: Any, *args: Any) -> None:
+        if state.request_id == "b" and len(state.generated_tokens) == 3:
+            raise RuntimeError("the books do not add up")
+        mark(state, *args)
+
+    monkeypatch.setattr(served._loop.cache, "mark_complete_blocks", broken)
+    ids = prompts((5,))[0]
+    served.submit("a", ids, Sampling(max_tokens=3))
+    served.submit("b", ids, Sampling(max_tokens=12))
+    served.submit("c", ids, Sampling(max_tokens=12))
+    seen = []
+    while True:
+        event = served._events.get(timeout=30)
+        for each in event if isinstance(event, list) else [event]:
+            if each.finish:
+                seen.append((each.request_id, each.finish, each.error))
+        if len({name for name, *_ in seen}) == 3:
+            break
+    assert sorted(seen) == [("a", "length", None), ("b", "error", "RuntimeError: the books do not add up"),
+                            ("c", "error", "RuntimeError: the books do not add up")]
+    assert len(alone(served, ids, Sampling(max_tokens=12))) == 12
+
+
+class Point:
+    """random.Random's random(), of one value."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def random(self) -> float:
+        return self.value
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.5}, {"top_p": 0.999}, {"top_k": 5}, {"top_k": 5, "top_p": 0.5}])
+@pytest.mark.parametrize("point", [0.0, 0.5, 1 - 2**-24, 1 - 2**-30, 1 - 2**-53])
+def test_no_point_draws_a_token_without_a_chance(settings: dict[str, Any], point: float) -> None:
+    """float32 has no number between 1 - 2**-25 and 1: such a point must not fall behind the last candidate."""
+    logits = torch.full((2000,), -float("inf"))
+    logits[7], logits[8] = 30.0, 29.0
+    chooser = Chooser(Sampling(temperature=1.0, **settings))
+    chooser.random = Point(point)  # type: ignore[assignment]
+    expected = {7} if settings.get("top_p") == 0.5 or point <= 0.5 else {8}
+    assert int(chooser.draw(logits)) in expected
+
+
 def test_an_exception_in_a_step_is_an_error_of_those_in_it(served: BatchedModel, monkeypatch: pytest.MonkeyPatch,
                                                            caplog: pytest.LogCaptureFixture) -> None:
     ids = prompts((9,))[0]
@@ -320,6 +437,55 @@ def test_a_name_in_use_is_refused(served: BatchedModel) -> None:
 def test_bad_sampling_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):
         Sampling(**{field: value})
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"num_pages": 1 << 32}, r"num_pages 4294967296 .*GiB.* cpu has .*GiB.*lower num_pages"),
+    ({"cache_bytes": 500 << 30}, r"cache_bytes 536870912000 \(500\.0 GiB\).*lower cache_bytes")])
+def test_a_cache_larger_than_the_memory_is_refused_before_weights_are_read(settings: dict[str, int], message: str,
+                                                                           tmp_path: Path) -> None:
+    TINY["gqa_64"].save_pretrained(tmp_path)  # no weights: nothing of them is read
+    with pytest.raises(MemoryError, match=message):
+        BatchedModel(tmp_path, **settings)
+    model = make("gqa_64")
+    with pytest.raises(MemoryError, match=message):
+        BatchedModel(model, **settings)
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError(),
+                                   OSError(12, "Cannot allocate memory")])
+def test_a_cache_that_is_not_given_is_a_memory_error_that_says_what_to_do(error: Exception,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("hal.integrations.transformers_batching_cache.Cache.__init__", refused)
+    model = make("gqa_64")
+    with pytest.raises(MemoryError, match=r"num_pages 8 .*was not given.*lower num_pages"):
+        BatchedModel(model, num_pages=8)
+    with pytest.raises(MemoryError, match=r"cache_bytes \d+, the default, .*was not given.*give a lower cache_bytes"):
+        BatchedModel(model)
+
+
+@pytest.mark.parametrize("way", ["batched", "generate"])
+def test_code_in_a_models_folder_is_refused_and_nobody_is_asked(way: str, tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    TINY["gqa_64"].save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "FooTok", "auto_map": {"AutoTokenizer": ["tok.FooTok", null]}}')
+    ran = tmp_path / "ran"
+    (tmp_path / "tok.py").write_text(f"open({str(ran)!r}, 'w')\nclass FooTok:\n    @classmethod\n"
+                                     "    def from_pretrained(cls, *a, **k): return cls()\n    @classmethod\n"
+                                     "    def register_for_auto_class(cls, *a, **k): pass\n")
+    kinds = kinds_from_model(tmp_path)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        if way == "batched":
+            BatchedModel(tmp_path, num_pages=8)
+        else:
+            generate._load(tmp_path, kinds, generate._decide(AttentionArgs(), kinds, detect("cpu")))
+    assert not ran.exists()
 
 
 def test_a_prompt_longer_than_the_cache_is_refused() -> None:

@@ -82,6 +82,9 @@ def test_the_cache_sets_every_attribute_that_transformers_own_does() -> None:
 @pytest.mark.parametrize(("function", "parameters"), [
     (scheduler.FIFOScheduler.__init__, "self cache safety_margin max_requests_per_batch"),
     (scheduler.FIFOScheduler.schedule_batch, "self token_budget cache_budget"),
+    (scheduler.Scheduler._process_candidates,
+     "self candidates token_budget cache_budget request_ids_to_remove_from_waiting"),
+    (cache.PagedAttentionCache.evict_cached_blocks, "self"),
     (scheduler.Scheduler.add_waiting_request, "self state"), (scheduler.Scheduler.finish_request, "self request_id"),
     (scheduler.Scheduler.set_request_cancellation, "self request_id"),
     (scheduler.Scheduler.clear_cancelled_requests, "self"),

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchedModel", "Event", "Sampling"]
 logger = logging.getLogger("hal")
+_LESS = "lower num_pages, or give a lower cache_bytes"
 _CLOSED = "the model was closed before this request ended"
 
 
@@ -66,9 +67,10 @@ class BatchedModel:
 
     Raises before weights are loaded: ImportError without the supported transformers, PlatformNotFoundError,
     NoBackendError, and ValueError, with the way out, for a model that can't be batched (MLA, sparse or chunked
-    attention, layers that are no attention) and for arguments that are wrong. Then MemoryError or the device's own
-    error where the cache does not fit, and ValueError where the model's layers ask for another attention than its
-    config says (two forwards are run to see).
+    attention, layers that are no attention) and for arguments that are wrong; MemoryError for a num_pages or a
+    cache_bytes that is more than the memory that is free. Then MemoryError where the cache is not given beside the
+    weights, and ValueError where the model's layers ask for another attention than its config says (two forwards are
+    run to see).
     """
 
     def __init__(self, model: Any, attention: AttentionArgs | None = None, *, dtype: str = "auto",
@@ -91,6 +93,10 @@ class BatchedModel:
         impls = impls_for(self.kinds, args, self.platform)
         self.decisions: dict[str, Decision] = {name: impl.decision for name, impl in impls.items()}
         self.page_size = int(next(iter(self.decisions.values())).page_size or 0)
+        if cache_bytes is not None:
+            _must_fit(f"cache_bytes {cache_bytes}", cache_bytes, self.platform)
+        if num_pages is not None:
+            _must_fit(f"num_pages {num_pages}", num_pages * _page_bytes(self.kinds, self.page_size), self.platform)
         self.tokenizer: Any = None
         self._before: str | None = None
         self._model = self._load(Path(folder)) if folder is not None else self._take(model)
@@ -149,14 +155,15 @@ class BatchedModel:
     def events(self) -> Iterator[Event]:
         """Every event of every request, as it comes. For one reader; ends after close(), when all were given out.
 
-        Every submitted request gets exactly one event with a finish.
+        Every submitted request gets exactly one event with a finish. A reader that stops may call again, and goes on
+        with the next event.
         """
         while True:
-            batch = self._events.get()
-            if batch is None:
+            event = self._events.get()
+            if event is None:
                 self._events.put(None)  # for whoever asks again
                 return
-            yield from batch
+            yield event
 
     def stats(self) -> dict[str, Any]:
         """Numbers as of the last step.
@@ -194,10 +201,12 @@ class BatchedModel:
         paged.register()
         logger.info("loading the weights from %s", folder)
         try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # False, not left out: else transformers asks on a terminal whether to run code from the folder.
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True,
+                                                                        trust_remote_code=False)
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=getattr(torch, self.kinds[0].config.dtype), attn_implementation=paged.NAME,
-                local_files_only=True)
+                local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"the model in {folder} can't be loaded: {error}") from error
         return model.to(self.platform.torch_device).eval()
@@ -221,15 +230,22 @@ class BatchedModel:
         from hal.integrations.transformers_batching_loop import Loop
 
         dtype, page = self._model.dtype, page_bytes(self.kinds, self._model.dtype, self.page_size)
+        asked = f"num_pages {num_pages}" if cache_bytes is None else f"cache_bytes {cache_bytes}"
         longest, why = _longest(self._model.config.get_text_config())
         if num_pages is None:
             budget = _budget(self.platform) if cache_bytes is None else cache_bytes
             num_pages = budget // page
             if cache_bytes is None:
                 num_pages = min(num_pages, self.max_requests * -(-longest // self.page_size))
+                asked = f"cache_bytes {num_pages * page}, the default,"
             if num_pages < 1:
                 raise ValueError(f"cache_bytes {budget} holds no page: one of {self.page_size} tokens has {page} bytes")
-        cache = Cache(self.kinds, self._model.device, dtype, num_pages, self.page_size, self.max_batch_tokens, share)
+        try:
+            cache = Cache(self.kinds, self._model.device, dtype, num_pages, self.page_size, self.max_batch_tokens,
+                          share)
+        except (MemoryError, OSError, RuntimeError) as error:  # torch and the system say it in either way
+            raise MemoryError(f"{asked} ({num_pages * page / 2**30:.1f} GiB) was not given by {self._model.device}: "
+                              f"{type(error).__name__}: {error}; {_LESS}") from error
         self.num_pages = cache.num_sectors * cache.bytes_per_sector // page
         room = cache.longest()
         self.max_length = min(longest, room)
@@ -238,7 +254,7 @@ class BatchedModel:
             raise ValueError(f"a request may have {self.max_length} tokens ({self._limit}): too few for a prompt and "
                              "an answer; give more num_pages or cache_bytes")
         layers = paged.make_layers(self.kinds, dict(impls), cache)
-        self._events: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._loop = Loop(self._model, layers, cache, self.max_requests, self._deliver)
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._known: set[str] = set()
@@ -256,8 +272,8 @@ class BatchedModel:
         if ended:
             with self._lock:
                 self._known.difference_update(ended)
-        if events:
-            self._events.put(events)
+        for event in events:  # one at a time: whoever stops reading leaves the rest to the next call of events()
+            self._events.put(event)
 
     def _must_run(self) -> None:
         if self._closing or not self._thread.is_alive():
@@ -345,13 +361,41 @@ def _longest(config: Any) -> tuple[int, str]:
 
 def _budget(platform: Platform) -> int:
     """Bytes for the cache where nobody said: see BatchedModel."""
-    import torch
-
     if platform.kind == "cpu":
         return min(4 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
-    device = torch.device(platform.torch_device)
-    free, _ = torch.get_device_module(device).mem_get_info(device)
-    return int(free * 0.8)
+    return int(_free_bytes(platform) * 0.8)
+
+
+def _free_bytes(platform: Platform) -> int:
+    """Memory that the device has to give; on a CPU without Linux's account of it, all that the machine has."""
+    import torch
+
+    if platform.kind != "cpu":
+        device = torch.device(platform.torch_device)
+        return int(torch.get_device_module(device).mem_get_info(device)[0])
+    account = Path("/proc/meminfo")
+    for line in account.read_text().splitlines() if account.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _page_bytes(kinds: Sequence[LayerKind], page_size: int) -> int:
+    """Bytes of one page, before there is a model."""
+    import torch
+
+    from hal.integrations.transformers_batching_cache import page_bytes
+
+    return page_bytes(kinds, getattr(torch, kinds[0].config.dtype), page_size)
+
+
+def _must_fit(asked: str, size: int, platform: Platform) -> None:
+    """Raise MemoryError for a cache that is larger than what is free. A CPU's system would hand it out all the same,
+    and end the process when it is filled."""
+    free = _free_bytes(platform)
+    if size > free:
+        raise MemoryError(f"{asked} ({size / 2**30:.1f} GiB) does not fit: {platform.torch_device} has "
+                          f"{free / 2**30:.1f} GiB free; {_LESS}")
 
 
 def _try(loop: Loop, layers: Sequence[paged.Layer], max_length: int) -> None:

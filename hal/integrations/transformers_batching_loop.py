@@ -2,8 +2,9 @@
 
 Scheduling, page allocation, shared prefixes and what is put back when the cache is full are transformers'
 (FIFOScheduler, PagedAttentionCache, OffloadingManager). Mended here: every request is sampled by its own settings; a
-step that fails is an error of the requests in it and not the end of the loop; and the scheduler, which takes no new
-requests after it put some back until another ends, takes them again when those that ran were cancelled.
+step that fails is an error of the requests in it and not the end of the loop; no waiting request is overtaken; and the
+scheduler, which takes no new requests after it put some back until another ends, takes them again when those that ran
+were cancelled.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import torch
 from transformers.generation.continuous_batching.distributed import DistributedHelper
 from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
-from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from hal.integrations.transformers_batching_attention import Layer, opened
 from hal.integrations.transformers_batching_cache import Cache
 from hal.integrations.transformers_batching_events import Event
+from hal.integrations.transformers_batching_order import InOrder
 from hal.integrations.transformers_batching_sampling import Chooser, Sampling, choose
 from hal.integrations.transformers_batching_step import Row, Step
 
@@ -48,7 +49,7 @@ class Loop:
                  deliver: Callable[[list[Event]], None]) -> None:
         self.model, self.layers, self.cache = model, layers, cache
         self.deliver = deliver
-        self.scheduler = FIFOScheduler(cache, safety_margin=None, max_requests_per_batch=max_requests)
+        self.scheduler = InOrder(cache, safety_margin=None, max_requests_per_batch=max_requests)
         self.offloading = OffloadingManager(cache, self.scheduler, 0.0, 1.0, None, DistributedHelper(None, None))
         self.live: dict[str, Live] = {}
         self.counts = dict.fromkeys(("steps", "prompt_tokens", "generated_tokens", "finished", "cancelled", "failed",
@@ -71,11 +72,10 @@ class Loop:
 
     def fail(self, message: str, waiting: bool) -> None:
         """End every request that runs, and also those that wait if asked, with an error."""
-        failed = list(self.scheduler.active_requests)
-        for request_id in failed:
+        failed = [each for each in self.live if waiting or each not in self.scheduler.waiting_requests]
+        for request_id in list(self.scheduler.active_requests):
             self.scheduler.finish_request(request_id)
         if waiting:
-            failed = list(self.live)
             self.scheduler.waiting_requests.clear()
             self.scheduler.waiting_requests_order.clear()
         self._ended(failed, "error", message)
@@ -112,19 +112,25 @@ class Loop:
             batch, *_ = self.scheduler.schedule_batch(self.cache.max_batch_tokens, _NO_LIMIT)
             # None: the cache is full. Some requests lose their pages, and start again from prompt and answer so far.
             if batch is None:
-                before = len(self.scheduler.waiting_requests)
-                if not self.offloading.offload_requests():
+                if not self._put_back():
                     raise RuntimeError("the cache is full, and no request can be put back to make room for another")
-                self.counts["put_back"] += len(self.scheduler.waiting_requests) - before
                 continue
             if batch and self.scheduler.starved_requests:
-                before = len(self.scheduler.waiting_requests)
-                self.offloading.offload_requests()
-                self.counts["put_back"] += len(self.scheduler.waiting_requests) - before
+                self._put_back()
             if not batch:
                 raise RuntimeError(f"the scheduler chose none of {len(self.scheduler.active_requests)} running and "
                                    f"{len(self.scheduler.waiting_requests)} waiting requests")
             return list(batch)
+
+    def _put_back(self) -> bool:
+        """Make room for running requests; those that lose their pages are the next to begin. False: no room made."""
+        order = self.scheduler.waiting_requests_order
+        before = len(order)
+        done = self.offloading.offload_requests()
+        count = len(order) - before
+        order.rotate(count)  # they came before those that wait
+        self.counts["put_back"] += count
+        return bool(done)
 
     def _run(self, batch: Sequence[FutureRequestState]) -> None:
         rows = [Row(each.state.request_id, each.state.position_offset, each.state.tokens_to_process) for each in batch]
@@ -142,8 +148,12 @@ class Loop:
         tokens = choose(logits.float(), [self.live[batch[i].state.request_id].chooser for i in answering])
         self.counts["steps"] += 1
         new = dict(zip(answering, tokens))
-        self.deliver([event for index, each in enumerate(batch)
-                      for event in self._updated(each, index in new, new.get(index))])
+        events: list[Event] = []
+        try:
+            for index, each in enumerate(batch):
+                events += self._updated(each, index in new, new.get(index))
+        finally:  # an exception ends the others: whoever has ended already is told so
+            self.deliver(events)
 
     def _updated(self, each: FutureRequestState, answers: bool, token: int | None) -> list[Event]:
         """What one sequence's step means for its request."""

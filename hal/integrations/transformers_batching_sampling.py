@@ -76,8 +76,11 @@ class Chooser:
         chances = row.softmax(-1)
         if sampling.top_p < 1:
             chances, ids = self._nucleus(chances, ids)
-        total = chances.cumsum(-1)
-        place = torch.searchsorted(total, total[-1:] * point, right=True).clamp_(max=len(total) - 1)
+        # Candidates without a chance are never reached. Where rounding leaves none above the point, the last one is it.
+        total = torch.where(chances > 0, chances.cumsum(-1), -1.0)
+        most = total.max(-1, keepdim=True)
+        above = total > most.values * point
+        place = torch.where(above.any(), above.int().argmax(-1, keepdim=True), most.indices)
         return place if ids is None else ids[place]
 
     def _nucleus(self, chances: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
