@@ -129,10 +129,10 @@ def _load(folder: Path, kinds: list[LayerKind], decisions: dict[str, Decision]) 
     _say(f"loading the weights from {folder}")
     transformers.utils.logging.disable_progress_bar()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, kinds[0].config.dtype), attn_implementation="hal",
-            local_files_only=True)
+            local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"the model in {folder} can't be loaded: {error}") from error
     model.to(next(iter(decisions.values())).platform.torch_device).eval()
