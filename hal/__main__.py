@@ -16,13 +16,14 @@ from hal import __version__, env
 from hal.decision import NoBackendError
 from hal.platform import PlatformNotFoundError
 
-COMMANDS = ("devices", "backends", "explain", "generate", "verify", "bench")
+COMMANDS = ("devices", "backends", "explain", "generate", "verify", "bench", "serve")
 _EPILOG = """examples:
   hal devices
   hal backends --platform npu
   hal explain --device cuda:sm90 --model DIR
   hal generate "What is the capital of France?"
   hal bench --device cpu --phase decode
+  hal serve --port 8000
 `hal COMMAND --help` has more.
 
 exit codes: 0 done, 1 the answer is no, 2 the question was wrong (one line on stderr)

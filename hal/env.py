@@ -75,6 +75,7 @@ VARIABLES: Mapping[str, Variable] = {
     "HAL_CHECK": Variable(_flag, False, "1: validate every call of the two functions before it is launched"),
     "HAL_CPU_ISA": Variable(_isa, None, "variant of the cpu backend's kernels; unset: the best that the CPU runs"),
     "HAL_PROBE_TIMEOUT": Variable(_seconds, 60.0, "seconds a vendor package may take to import in a probe"),
+    "HAL_API_KEY": Variable(_text, None, "key that hal serve asks its clients for"),
     "HAL_CACHE_DIR": Variable(_text, None, "folder for prepared models; default: the user's cache folder"),
 }
 

@@ -1,0 +1,168 @@
+"""Which request is with the engine, which waits, and who gets what comes out. All of it on the event loop's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hal.serving.errors import ApiError
+from hal.serving.metrics import Metrics
+
+logger = logging.getLogger("hal.serving")
+
+Send = Callable[[dict[str, Any]], None]
+Event = Sequence[Any]  # request id, new tokens, finish reason or None, error or None
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request on its way. `answers` gets (tokens, finish reason or None), or the ApiError it ends with."""
+
+    id: str
+    prompt: list[int]
+    sampling: dict[str, Any]
+    begin: float = field(default_factory=time.monotonic)
+    sent: float | None = None
+    answers: asyncio.Queue[tuple[list[int], str | None] | ApiError] = field(default_factory=asyncio.Queue)
+
+
+class Dispatcher:
+    """First come, first served: at most max_running requests are with the engine, at most max_queue wait here.
+
+    A worker that dies takes with it what it was sent; what waits here goes to the next one. on_hung is called when a
+    request timed out and the engine gave nothing to any request meanwhile.
+    """
+
+    def __init__(self, max_running: int, max_queue: int, timeout: float, metrics: Metrics,
+                 on_hung: Callable[[], None]) -> None:
+        self.max_running, self.max_queue, self.timeout = max_running, max_queue, timeout
+        self.metrics, self.on_hung = metrics, on_hung
+        self.queue: deque[Ticket] = deque()
+        self.running: dict[str, Ticket] = {}
+        self.closed: ApiError | None = None  # why no request is taken any more
+        self._send: Send | None = None
+        self._last_tokens = -math.inf
+        self._numbers = itertools.count(1)
+
+    @property
+    def serving(self) -> bool:
+        """A worker is there."""
+        return self._send is not None
+
+    def submit(self, prompt: list[int], sampling: dict[str, Any]) -> Ticket:
+        """Take a request. Raises ApiError where the queue is full (429) or the server ends (503)."""
+        if self.closed is not None:
+            raise self.closed
+        if len(self.queue) >= self.max_queue:
+            raise ApiError(429, f"the queue is full: {len(self.queue)} requests wait (--max-queue {self.max_queue}) "
+                                f"and {len(self.running)} run: try again later", code="queue_full",
+                           headers={"Retry-After": "1"})
+        ticket = Ticket(f"r{next(self._numbers)}", prompt, sampling)
+        self.queue.append(ticket)
+        self._pump()
+        return ticket
+
+    async def answers(self, ticket: Ticket) -> AsyncGenerator[tuple[list[int], str | None]]:
+        """(new tokens, finish reason or None) until the reason comes. However this ends, the engine has no more work
+        with the request. Raises ApiError where it fails or its time is up."""
+        try:
+            while True:
+                left = ticket.begin + self.timeout - time.monotonic()
+                try:
+                    answer = await asyncio.wait_for(ticket.answers.get(), max(left, 0))
+                except asyncio.TimeoutError:  # another class than TimeoutError before Python 3.11
+                    raise self._timed_out(ticket) from None
+                if isinstance(answer, ApiError):
+                    raise answer
+                yield answer
+                if answer[1] is not None:
+                    return
+        finally:
+            self.cancel(ticket)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forget a request, wherever it is; one that has ended is no error."""
+        if ticket in self.queue:
+            self.queue.remove(ticket)
+        elif self.running.pop(ticket.id, None) is not None and self._send is not None:
+            self._send({"do": "cancel", "id": ticket.id})
+        self._pump()
+
+    def worker_came(self, send: Send) -> None:
+        self._send = send
+        self.metrics.worker_up.set(1)
+        self._pump()
+
+    def worker_went(self, why: str) -> None:
+        """Fail what the worker had; keep what waits."""
+        self._send = None
+        self.metrics.worker_up.set(0)
+        self.metrics.cache_used.set(0)
+        lost, self.running = list(self.running.values()), {}
+        for ticket in lost:
+            ticket.answers.put_nowait(ApiError(
+                500, f"the engine's process ended ({why}) while this request was with it, and is being replaced: send "
+                     "the request again", code="worker_died"))
+        self._pump()
+
+    def close(self, why: ApiError, running: bool = False) -> None:
+        """Take no more requests; fail those that wait, and those that run too if asked."""
+        self.closed = why
+        for ticket in [*self.queue, *(self.running.values() if running else ())]:
+            ticket.answers.put_nowait(why)
+        self.queue.clear()
+        self._count()
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        """What a worker said came out of the engine. Requests that were cancelled meanwhile are not known any more."""
+        self._last_tokens = time.monotonic()
+        for request_id, tokens, finish, error in events:
+            ticket = self.running.get(request_id)
+            if ticket is None:
+                continue
+            self.metrics.generated_tokens.inc(len(tokens))
+            if finish is not None or error is not None:
+                del self.running[request_id]
+            if error is not None:
+                logger.warning("the engine failed on a request: %s", error)
+            ticket.answers.put_nowait((tokens, finish) if error is None else ApiError(
+                500, "the engine failed on this request (the server's log says why)", code="engine_failed"))
+        self._pump()
+
+    def on_refused(self, request_id: str, why: str) -> None:
+        """The engine would not take a request."""
+        ticket = self.running.pop(request_id, None)
+        if ticket is not None:
+            ticket.answers.put_nowait(ApiError(400, why))
+        self._pump()
+
+    def on_stats(self, stats: dict[str, Any]) -> None:
+        self.metrics.cache_tokens.set(stats["cache_tokens"])
+        self.metrics.cache_used.set(stats["cache_used"])
+
+    def _pump(self) -> None:
+        while self._send is not None and self.queue and len(self.running) < self.max_running:
+            ticket = self.queue.popleft()
+            ticket.sent = time.monotonic()
+            self.running[ticket.id] = ticket
+            self.metrics.queue_seconds.observe(ticket.sent - ticket.begin)
+            self.metrics.prompt_tokens.inc(len(ticket.prompt))
+            self._send({"do": "submit", "id": ticket.id, "prompt": ticket.prompt, "sampling": ticket.sampling})
+        self._count()
+
+    def _count(self) -> None:
+        self.metrics.queued.set(len(self.queue))
+        self.metrics.running.set(len(self.running))
+
+    def _timed_out(self, ticket: Ticket) -> ApiError:
+        if ticket.id in self.running and ticket.sent is not None and self._last_tokens < ticket.sent:
+            self.on_hung()
+        return ApiError(504, f"the request took longer than {self.timeout:g} s (--request-timeout), "
+                             f"{'part of it' if ticket.sent else 'all of it'} in the queue", code="timeout")
