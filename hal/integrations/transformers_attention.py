@@ -167,7 +167,7 @@ def _layer(module: Any, query: Tensor, key: Tensor, value: Tensor, causal: bool,
     if softcap:
         options["softcap"] = softcap
     with _building:
-        layer = served[module] = Layer(wanted, _impl(config, _platform(query.device), choice), options)
+        layer = served[module] = Layer(wanted, _impl(config, platform_of(query.device), choice), options)
     return layer
 
 
@@ -178,7 +178,7 @@ def _impl(config: AttentionConfig, platform: Platform, choice: Choice) -> Attent
 
 
 @cache
-def _platform(device: Any) -> Platform:
+def platform_of(device: Any) -> Platform:
     """The Platform of a torch.device. torch says "cuda" for ROCm too: platforms are asked in their order."""
     import torch
 
