@@ -105,6 +105,7 @@ def _run(args: argparse.Namespace) -> int:
     _say(f"model: {name}, {next(iter(decisions.values())).config.dtype}, on {platform} ({platform.name})")
     for line in announcement(decisions):
         _say(line)
+    _say(f"loading the weights from {folder}")
     from hal.serving import server
     from hal.serving.settings import Settings
 
@@ -148,7 +149,7 @@ def _refuse(args: argparse.Namespace) -> str | None:
 
 
 def _decide(attention: AttentionArgs, folder: Path, dtype: str, platform: Platform) -> dict[str, Decision]:
-    from hal.integrations.transformers_batching_kinds import batched_kinds
+    from hal.integrations.transformers_batching import batched_kinds
 
     kinds = batched_kinds(folder, attention, dtype)
     choices = {kind.kind: attention.choice(kind.kind) for kind in kinds}

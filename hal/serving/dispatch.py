@@ -30,6 +30,7 @@ class Ticket:
     sampling: dict[str, Any]
     begin: float = field(default_factory=time.monotonic)
     sent: float | None = None
+    taken: bool = False
     answers: asyncio.Queue[tuple[list[int], str | None] | ApiError] = field(default_factory=asyncio.Queue)
 
 
@@ -101,12 +102,15 @@ class Dispatcher:
         self._pump()
 
     def worker_went(self, why: str) -> None:
-        """Fail what the worker had; keep what waits."""
+        """Fail what the worker had; keep what waits, and what it never got."""
         self._send = None
         self.metrics.worker_up.set(0)
         self.metrics.cache_used.set(0)
         lost, self.running = list(self.running.values()), {}
-        for ticket in lost:
+        for ticket in reversed(lost):
+            if not ticket.taken:  # sent to a worker that was dead already
+                self.queue.appendleft(ticket)
+                continue
             ticket.answers.put_nowait(ApiError(
                 500, f"the engine's process ended ({why}) while this request was with it, and is being replaced: send "
                      "the request again", code="worker_died"))
@@ -135,6 +139,11 @@ class Dispatcher:
             ticket.answers.put_nowait((tokens, finish) if error is None else ApiError(
                 500, "the engine failed on this request (the server's log says why)", code="engine_failed"))
         self._pump()
+
+    def on_taken(self, request_id: str) -> None:
+        """The engine has a request."""
+        if request_id in self.running:
+            self.running[request_id].taken = True
 
     def on_refused(self, request_id: str, why: str) -> None:
         """The engine would not take a request."""

@@ -19,6 +19,7 @@ def preload(folder: str, **_: Any) -> None:
     for name in ("torch", "hal.integrations.transformers_batching", "hal.integrations.transformers_batching_loop"):
         importlib.import_module(name)
     transformers: Any = importlib.import_module("transformers")
+    transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     _ = transformers.AutoModelForCausalLM._model_mapping[type(config)]
 

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hal.serving.errors import ApiError, shown
 
 BODY_SECONDS = 30.0  # a client that sends slower than this is given up
+MOST_UNREAD = 64 << 20  # bytes over the limit that are read and forgotten, so that the client comes to read the error
 OPEN = ("/health", "/metrics")  # without a key: what an orchestrator asks
 
 
@@ -71,16 +72,19 @@ async def read_body(request: Request, most: int) -> bytes:
     if encoding != "identity":
         raise ApiError(415, f"Content-Encoding {shown(encoding)} is not supported (supported: identity)")
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > most:
-        raise _too_large(f"{length} bytes", most)
+    if length.isdecimal() and int(length) > most + MOST_UNREAD:
+        raise _too_large(size=int(length), most=most)
 
     async def read() -> bytes:
         parts, size = [], 0
         async for part in request.stream():
             size += len(part)
-            if size > most:
-                raise _too_large("more", most)
-            parts.append(part)
+            if size > most + MOST_UNREAD:
+                break
+            if size <= most:
+                parts.append(part)
+        if size > most:
+            raise _too_large(size, most)
         return b"".join(parts)
 
     try:
@@ -90,6 +94,6 @@ async def read_body(request: Request, most: int) -> bytes:
             from None
 
 
-def _too_large(what: str, most: int) -> ApiError:
-    return ApiError(413, f"the body has {what}, at most {most} bytes are taken (--max-body)", code="body_too_large",
-                    headers={"Connection": "close"})
+def _too_large(size: int, most: int) -> ApiError:
+    return ApiError(413, f"the body has {size} bytes or more, at most {most} are taken (--max-body)",
+                    code="body_too_large", headers={"Connection": "close"})

@@ -71,7 +71,7 @@ class _Request(_Strict):
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
-    temperature: Annotated[float | None, BeforeValidator(_temperature), Field(ge=0, le=2)] = None
+    temperature: Annotated[float, BeforeValidator(_temperature), Field(ge=0, le=2)] | None = None
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
     seed: int | None = Field(None, ge=0, lt=1 << 63)

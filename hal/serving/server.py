@@ -122,6 +122,9 @@ class Server(uvicorn.Server):
                   flush=True)
 
     def _message(self, message: dict[str, Any]) -> None:
+        if message["is"] == "taken":
+            self.dispatcher.on_taken(message["id"])
+            return
         if message["is"] == "refused":
             self.dispatcher.on_refused(message["id"], message["error"])
             return

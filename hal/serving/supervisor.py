@@ -21,6 +21,7 @@ logger = logging.getLogger("hal.serving")
 
 Send = Callable[[dict[str, Any]], None]
 
+PAUSE = 1.0  # seconds before the next try, times the tries so far
 TRIES = 3  # workers in a row that did not come to serve, before the server gives up
 _CODE = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]); from hal.serving.worker import main; "
          "main(*json.loads(sys.argv[2]))")
@@ -120,7 +121,7 @@ class Supervisor:
                     if first or failures == TRIES:
                         raise
                     logger.warning("a worker could not start (%d of %d): %s", failures, TRIES, error)
-                    await asyncio.sleep(failures)
+                    await asyncio.sleep(PAUSE * failures)
                     continue
                 failures, first = 0, False
                 logger.info("worker %d serves after %.2f s", self.worker.process.pid, time.monotonic() - since)

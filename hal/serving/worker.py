@@ -5,7 +5,7 @@ server is gone, and so is the worker. An engine that raises ends the process: th
 
 From the server: load {engine, arguments}; submit {id, prompt, sampling}; cancel {id}.
 To the server: warm; ready {stats}; failed {error, wrong}, wrong telling a bad argument from a broken machine;
-tokens {events: [[id, tokens, finish_reason, error]], stats}; refused {id, error}; stats {stats}.
+taken {id}; refused {id, error}; tokens {events: [[id, tokens, finish_reason, error]], stats}; stats {stats}.
 """
 
 from __future__ import annotations
@@ -98,6 +98,8 @@ def _obey(channel: Channel, engine: Engine, messages: Iterator[dict[str, Any]]) 
             engine.submit(message["id"], message["prompt"], message["sampling"])
         except ValueError as error:
             channel.send({"is": "refused", "id": message["id"], "error": str(error)})
+        else:
+            channel.send({"is": "taken", "id": message["id"]})
 
 
 def _gather(channel: Channel, engine: Engine, events: SimpleQueue[Event]) -> None:
