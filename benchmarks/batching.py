@@ -1,6 +1,7 @@
 """Tokens a second of continuous batching: HAL's, transformers' own with sdpa, and plain generate().
 
     python benchmarks/batching.py [--requests 1,8,32] [--prompt 200] [--new-tokens 64] [--rounds 5] [--json FILE]
+    python benchmarks/batching.py --show FILE                   the tables of a report that was written
 
 One model object, three ways to answer the same requests, by turns in random order, several rounds:
   hal       hal.integrations.transformers_batching.BatchedModel
@@ -188,6 +189,9 @@ def text(report: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
+    if args.show:
+        print(text(json.loads(args.show.read_text(encoding="utf-8"))))
+        return 0
     import torch
     import transformers
 
@@ -254,6 +258,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=_number, default=1, metavar="N", help="torch's threads (default: 1)")
     parser.add_argument("--tie", type=float, default=TIE, metavar="X", help=f"default: {TIE}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, print this report")
     return parser.parse_args(argv)
 
 

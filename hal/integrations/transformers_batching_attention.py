@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from hal.integrations.transformers_batching_step import Step
 
 NAME = "hal_batching"
-_HARMLESS = {**HARMLESS, "logits_to_keep": "about the model's result"}
 
 
 class Layer:
@@ -68,9 +67,9 @@ class Layer:
         if causal is False:
             raise ValueError(f"layer {self.number}: is_causal False can't be batched (supported: causal attention)")
         for name, given in others.items():
-            if name not in _HARMLESS and given is not None and given is not False:
+            if name not in HARMLESS and given is not None and given is not False:
                 raise ValueError(f"argument {name} is not supported by attn_implementation {NAME!r} (known and without "
-                                 f"effect: {', '.join(_HARMLESS)})")
+                                 f"effect: {', '.join(HARMLESS)})")
 
 
 class _Open(threading.local):
