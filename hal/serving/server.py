@@ -33,9 +33,9 @@ def run(settings: Settings) -> int:
     Raises ValueError where nothing can listen there, the tokenizer can't be read or the worker says that an argument is
     wrong; RuntimeError where no worker can be brought to serve.
     """
-    prompts = Prompts(settings.folder)
     listener = listen(settings.host, settings.port)
     try:
+        prompts = Prompts(settings.folder)
         for name in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has ended
             signal.signal(name, lambda *_: None)
         return asyncio.run(Server(settings, prompts, listener).serve_all())
