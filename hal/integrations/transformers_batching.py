@@ -84,7 +84,8 @@ class BatchedModel:
         folder = model if isinstance(model, (str, Path)) else None
         if folder is None and dtype != "auto":
             raise ValueError(f"dtype {dtype!r} is not supported for a loaded model: it keeps its own")
-        self.kinds = batched_kinds(model if folder is not None else model.config, args, dtype if folder else str(model.dtype))
+        self.kinds = batched_kinds(model if folder is not None else model.config, args,
+                                   dtype if folder else str(model.dtype))
         self.platform = detect(args.device) if folder is not None else _platform_of(model)
         impls = get_attention_impls(self.kinds, self.platform, choices={
             kind.kind: args.choice(kind.kind) for kind in self.kinds})
