@@ -162,7 +162,8 @@ def main() -> int:
     args = parser.parse_args()
     # float32: in bfloat16 the two best tokens are often equal, and the batch decides between them.
     process = subprocess.Popen([sys.executable, "-m", "hal", "serve", "--device", "cpu", "--port", "0",
-                                "--dtype", "float32", "--kv-cache-memory", "128MiB"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+                                "--dtype", "float32", "--kv-cache-memory", "128MiB"],
+                               cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline().split()

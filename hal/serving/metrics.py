@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-disable_created_metrics()  # a second series for each of these, with the time it began
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, with the time it began
 # How a request can end; the labels are there from the start, so that a rate has a beginning.
 OUTCOMES = ("stop", "length", "refused", "queue_full", "client_gone", "timeout", "worker_died", "shutdown", "error")
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
