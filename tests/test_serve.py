@@ -451,6 +451,8 @@ def test_workers_that_can_not_start_end_the_server(folder: Path, prompts: Prompt
     monkeypatch.setattr("hal.serving.supervisor.PAUSE", 0.05)
     with Machine(folder, prompts, {"fails": "no device"}) as machine:
         assert str(machine.failed) == "no device"
+    with Machine(folder, prompts, {"preload_fails": True}, preload="serve_double:preload") as machine:
+        assert str(machine.failed) == "the preload was told to fail"
     trap = tmp_path / "trap"
     with Machine(folder, prompts, {"kills": str(trap)}) as machine, ThreadPoolExecutor(1) as pool:
         trap.touch()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from hal.__main__ import main
@@ -168,13 +169,18 @@ sys.exit(server.run(Settings(name="double", folder=folder, engine="serve_double:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_signals_end_it_in_order(default_model: Path, sent: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(("sent", "code", "said"), [
+    (signal.SIGINT, 130, ["hal: SIGINT: ending; what runs has 10 s"]),
+    (signal.SIGTERM, 0, ["hal: SIGTERM: ending; what runs has 10 s"]),
+    (signal.SIGKILL, -signal.SIGKILL, [])])
+def test_how_signals_end_it(default_model: Path, sent: signal.Signals, code: int, said: list[str]) -> None:
     process = subprocess.Popen([sys.executable, "-c", _DOUBLE, str(default_model), ""], cwd=ROOT / "tests",
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("hal: double is served at http://127.0.0.1:")
+    [worker] = psutil.Process(process.pid).children()
     process.send_signal(sent)
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
-    assert err.splitlines() == [f"hal: {sent.name}: ending; what runs has 10 s"]
+    assert err.splitlines() == said
+    worker.wait(10)  # it ends with the server, however that ended

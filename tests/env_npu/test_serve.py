@@ -34,7 +34,8 @@ def test_it_serves() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "hal", "serve", "--device", "npu", "--dtype", "float16", "--port", "0",
          "--kv-cache-memory", "64MiB", "--no-spare-worker"],
-        cwd=ROOT, env=fake_npu.start(devices=1, environ=clean), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        cwd=ROOT, env=fake_npu.start(devices=1, environ=clean), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True)
     assert process.stdout is not None
     url = ""
     for line in process.stdout:  # torch_npu may print before
