@@ -6,7 +6,8 @@ Both have the default model (or --model DIR) on the CPU with one thread, the sam
 random tokens, greedy. direct: BatchedModel in this process. server: `hal serve` in processes of its own, one
 streaming client for each request; its cost is the CPU time of server and worker together, the clients' is not counted.
 The rate is new tokens over that time, prompts included: CPU time, to which other work on the machine adds little. A turn
-is from the first request to the last token; medians over --rounds.
+is from the first request to the last token; medians over --rounds. The last column is the CPU time of the server's own
+process, without the worker, for each new token: tokenizing, queueing, detokenizing, HTTP.
 
 exit codes: 0 measured; 2 a wrong argument.
 """
@@ -68,6 +69,7 @@ class Server:
     name = "server"
 
     def __init__(self, folder: Path) -> None:
+        self.own = self.tokens = 0.0
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hal", "serve", str(folder), "--device", "cpu", "--port", "0", "--no-spare-worker",
              "--served-model-name", "m", "--kv-cache-memory", str(CACHE)], cwd=ROOT, stdout=subprocess.PIPE,
@@ -78,13 +80,15 @@ class Server:
         self.all = [parent, *parent.children()]
 
     def turn(self, prompts: list[list[int]], new: int) -> tuple[int, float]:
-        begin = self._seconds()
+        begin, own = self._seconds(self.all), self._seconds(self.all[:1])
         with ThreadPoolExecutor(len(prompts)) as pool:
             tokens = sum(pool.map(lambda prompt: self._ask(prompt, new), prompts))
-        return tokens, self._seconds() - begin
+        self.own += self._seconds(self.all[:1]) - own
+        self.tokens += tokens
+        return tokens, self._seconds(self.all) - begin
 
-    def _seconds(self) -> float:
-        return sum(times.user + times.system for times in (process.cpu_times() for process in self.all))
+    def _seconds(self, processes: list[psutil.Process]) -> float:
+        return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
     def _ask(self, prompt: list[int], new: int) -> int:
         connection = http.client.HTTPConnection(self.address)
@@ -104,6 +108,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     try:
         with Progress(len(counts) * args.rounds * 2) as progress:
             for count in counts:
+                server.own = server.tokens = 0.0
                 rates: dict[str, list[float]] = {way.name: [] for way in ways}
                 for number in range(args.rounds + 1):
                     prompts = [[random_.randrange(1000, 40000) for _ in range(args.prompt)] for _ in range(count)]
@@ -114,7 +119,8 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                             progress.step(f"{way.name}, {count} requests")
                 median = {name: statistics.median(values) for name, values in rates.items()}
                 rows.append({"requests": count, "rates": rates, "median": median,
-                             "ratio": median["server"] / median["direct"]})
+                             "ratio": median["server"] / median["direct"],
+                             "own_ms_per_token": 1000 * server.own / server.tokens})
     finally:
         server.process.terminate()
         server.process.wait(30)
@@ -137,9 +143,9 @@ def main() -> int:
     rows = measure(args, folder)
     print(f"tokens a CPU second, prompts of {args.prompt}, {args.new_tokens} new tokens, median of {args.rounds}, "
           f"seed {args.seed}")
-    print(table(("requests", "direct", "server", "server / direct"), [
-        (str(row["requests"]), *(f"{row['median'][name]:.1f}" for name in ("direct", "server")), f"{row['ratio']:.3f}")
-        for row in rows]))
+    print(table(("requests", "direct", "server", "server / direct", "ms a token without the worker"), [
+        (str(row["requests"]), *(f"{row['median'][name]:.1f}" for name in ("direct", "server")), f"{row['ratio']:.3f}",
+         f"{row['own_ms_per_token']:.2f}") for row in rows]))
     if args.json:
         Path(args.json).write_text(json.dumps({"arguments": vars(args), "rows": rows}, indent=1) + "\n")
     return 0
