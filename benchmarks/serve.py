@@ -5,9 +5,9 @@
 Both have the default model (or --model DIR) on the CPU with one thread, the same cache, and get the same prompts of
 random tokens, greedy. direct: BatchedModel in this process. server: `hal serve` in processes of its own, one
 streaming client for each request; its cost is the CPU time of server and worker together, the clients' is not counted.
-The rate is new tokens over that time, prompts included: CPU time, to which other work on the machine adds little. A turn
-is from the first request to the last token; medians over --rounds. The last column is the CPU time of the server's own
-process, without the worker, for each new token: tokenizing, queueing, detokenizing, HTTP.
+The rate is new tokens over that time, prompts included: CPU time, to which other work on the machine adds little.
+A turn is from the first request to the last token; medians over --rounds. The last column is the CPU time of the
+server's own process, without the worker, for each new token: tokenizing, queueing, detokenizing, HTTP.
 
 exit codes: 0 measured; 2 a wrong argument.
 """

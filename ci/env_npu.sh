@@ -47,5 +47,5 @@ for feature in non_causal encoder "empty rows"; do
         "$python" ci/verify_emulated.py ascend --quick --case "$feature" || failed
 done
 TORCH_DEVICE_BACKEND_AUTOLOAD=0 "$python" -m hal.default_model >/dev/null || failed
-HAL_TEST_ENV=npu "$python" -m pytest -q tests/env_npu/test_generate.py tests/env_npu/test_serve.py || failed
+HAL_TEST_ENV=npu "$python" -m pytest -q tests/env_npu/test_generate.py tests/env_npu/test_batching.py tests/env_npu/test_serve.py || failed
 echo PASSED

@@ -129,10 +129,11 @@ class Loop:
     def _run(self, batch: Sequence[FutureRequestState]) -> None:
         rows = [Row(each.state.request_id, each.state.position_offset, each.state.tokens_to_process) for each in batch]
         step = Step(rows, self.cache)
-        keep = {"logits_to_keep": step.last} if self.keeps_last else {}
+        # Logits of the last rows alone; where that is every row, without a copy.
+        keep = {"logits_to_keep": step.last} if self.keeps_last and not step.one_each else {}
         with opened(step, self.layers):
             result = self.model(input_ids=step.input_ids, position_ids=step.position_ids, use_cache=False, **keep)
-        logits = result.logits[0] if self.keeps_last else result.logits[0, step.last]
+        logits = result.logits[0] if keep or step.one_each else result.logits[0, step.last]
         for each in batch:
             each.state.position_offset += each.query_length
         answering = [index for index, each in enumerate(batch) if each.has_new_token]

@@ -69,7 +69,9 @@ def _set_shape(out: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def _index(a: SimpleNamespace) -> list[torch.Tensor | None]:
-    return [index if index is None or index.dtype in (torch.bool, torch.uint8) else index.long() for index in a.indices]
+    # op-plugin hands over a dimension that is not indexed (x[:, i]) as a tensor without elements.
+    indices = [None if index is None or not index.numel() else index for index in a.indices]
+    return [index if index is None or index.dtype in (torch.bool, torch.uint8) else index.long() for index in indices]
 
 
 def _index_put(a: SimpleNamespace) -> None:
