@@ -29,13 +29,16 @@ def ask(url: str, question: str) -> Any:
         return json.load(answer)
 
 
-def test_it_serves() -> None:
+def test_it_serves(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HAL_")}
+    environ = fake_npu.start(devices=1, environ=clean)
+    # The fake's library that shows device files hides itself from the children of a process; the worker is one.
+    (tmp_path / "sitecustomize.py").write_text(f"import os; os.environ['LD_PRELOAD'] = {environ['LD_PRELOAD']!r}\n")
+    environ["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environ['PYTHONPATH']}"
     process = subprocess.Popen(
         [sys.executable, "-m", "hal", "serve", "--device", "npu", "--dtype", "float16", "--port", "0",
          "--kv-cache-memory", "64MiB", "--no-spare-worker"],
-        cwd=ROOT, env=fake_npu.start(devices=1, environ=clean), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True)
+        cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     url = ""
     for line in process.stdout:  # torch_npu may print before
