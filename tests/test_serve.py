@@ -379,6 +379,20 @@ def test_a_client_that_leaves_is_forgotten(folder: Path, prompts: Prompts, tmp_p
         assert noted == ["submit", "cancel", "submit"]  # what waited never came to the engine
 
 
+def test_many_clients_that_leave(folder: Path, prompts: Prompts) -> None:
+    """At any moment, also just when a token comes."""
+    with Machine(folder, prompts, {"step": 0.003}, max_running=1) as machine:
+        for number in range(60):
+            connection = machine.connect()
+            connection.request("POST", COMPLETION, json.dumps(
+                {"model": NAME, "prompt": WORDS, "max_tokens": 4000, "stream": number % 2 == 0}),
+                {"Content-Type": "application/json"})
+            until(lambda: machine.metric("hal_requests_running") == 1)
+            connection.close()
+            until(lambda: machine.metric("hal_requests_running") == 0)
+        assert machine.metric("hal_requests_total", "client_gone") == 60
+
+
 def test_a_stop_string_ends_the_work_of_the_engine(folder: Path, prompts: Prompts, tmp_path: Path,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"

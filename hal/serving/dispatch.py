@@ -31,6 +31,7 @@ class Ticket:
     begin: float = field(default_factory=time.monotonic)
     sent: float | None = None
     taken: bool = False
+    timer: asyncio.TimerHandle | None = None
     answers: asyncio.Queue[tuple[list[int], str | None] | ApiError] = field(default_factory=asyncio.Queue)
 
 
@@ -66,6 +67,7 @@ class Dispatcher:
                                 f"and {len(self.running)} run: try again later", code="queue_full",
                            headers={"Retry-After": "1"})
         ticket = Ticket(f"r{next(self._numbers)}", prompt, sampling)
+        ticket.timer = asyncio.get_running_loop().call_later(self.timeout, self._time_is_up, ticket)
         self.queue.append(ticket)
         self._pump()
         return ticket
@@ -75,11 +77,9 @@ class Dispatcher:
         with the request. Raises ApiError where it fails or its time is up."""
         try:
             while True:
-                left = ticket.begin + self.timeout - time.monotonic()
-                try:
-                    answer = await asyncio.wait_for(ticket.answers.get(), max(left, 0))
-                except asyncio.TimeoutError:  # another class than TimeoutError before Python 3.11
-                    raise self._timed_out(ticket) from None
+                # Not asyncio.wait_for: before Python 3.12 it forgets that it was cancelled when an answer comes at the
+                # same time, and nobody would notice a client that left.
+                answer = await ticket.answers.get()
                 if isinstance(answer, ApiError):
                     raise answer
                 yield answer
@@ -90,6 +90,8 @@ class Dispatcher:
 
     def cancel(self, ticket: Ticket) -> None:
         """Forget a request, wherever it is; one that has ended is no error."""
+        if ticket.timer is not None:
+            ticket.timer.cancel()
         if ticket in self.queue:
             self.queue.remove(ticket)
         elif self.running.pop(ticket.id, None) is not None and self._send is not None:
@@ -170,8 +172,9 @@ class Dispatcher:
         self.metrics.queued.set(len(self.queue))
         self.metrics.running.set(len(self.running))
 
-    def _timed_out(self, ticket: Ticket) -> ApiError:
+    def _time_is_up(self, ticket: Ticket) -> None:
         if ticket.id in self.running and ticket.sent is not None and self._last_tokens < ticket.sent:
             self.on_hung()
-        return ApiError(504, f"the request took longer than {self.timeout:g} s (--request-timeout), "
-                             f"{'part of it' if ticket.sent else 'all of it'} in the queue", code="timeout")
+        ticket.answers.put_nowait(ApiError(
+            504, f"the request took longer than {self.timeout:g} s (--request-timeout), "
+                 f"{'part of it' if ticket.sent else 'all of it'} in the queue", code="timeout"))

@@ -81,11 +81,10 @@ class Worker:
 
     async def ended(self) -> str:
         """Wait for the end, and say how it came. A process that has closed its socket but lives on is killed."""
-        try:
-            code = await asyncio.wait_for(self.process.wait(), 2)
-        except asyncio.TimeoutError:
+        waiting = asyncio.ensure_future(self.process.wait())
+        if not (await asyncio.wait({waiting}, timeout=2))[0]:
             self.kill()
-            code = await self.process.wait()
+        code = await waiting
         self.writer.close()
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name
