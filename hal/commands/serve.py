@@ -149,9 +149,9 @@ def _refuse(args: argparse.Namespace) -> str | None:
 
 
 def _decide(attention: AttentionArgs, folder: Path, dtype: str, platform: Platform) -> dict[str, Decision]:
-    from hal.integrations.transformers_batching import batched_kinds
+    from hal.integrations.transformers_batching import batchable_kinds
 
-    kinds = batched_kinds(folder, attention, dtype)
+    kinds = batchable_kinds(folder, attention, dtype)
     choices = {kind.kind: attention.choice(kind.kind) for kind in kinds}
     decisions = explain_kinds(kinds, platform, choices)
     if not all(decision.complete for decision in decisions.values()):

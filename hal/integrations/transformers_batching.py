@@ -22,11 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hal.attention import get_attention_impls
+from hal.attention import AttentionImpl, get_attention_impls
 from hal.cli_args import AttentionArgs
 from hal.config import LayerKind
 from hal.decision import Decision
 from hal.integrations import transformers as hosted
+from hal.integrations.transformers_attention import platform_of
 from hal.models import kinds_from_model
 from hal.platform import Platform, detect
 
@@ -84,12 +85,10 @@ class BatchedModel:
         folder = model if isinstance(model, (str, Path)) else None
         if folder is None and dtype != "auto":
             raise ValueError(f"dtype {dtype!r} is not supported for a loaded model: it keeps its own")
-        self.kinds = batched_kinds(model if folder is not None else model.config, args,
-                                   dtype if folder else str(model.dtype))
-        self.platform = detect(args.device) if folder is not None else _platform_of(model)
-        impls = get_attention_impls(self.kinds, self.platform, choices={
-            kind.kind: args.choice(kind.kind) for kind in self.kinds})
-        paged.refuse_impls(impls)
+        self.kinds = batchable_kinds(model if folder is not None else model.config, args,
+                                     dtype if folder else str(model.dtype))
+        self.platform = detect(args.device) if folder is not None else platform_of(model.device)
+        impls = impls_for(self.kinds, args, self.platform)
         self.decisions: dict[str, Decision] = {name: impl.decision for name, impl in impls.items()}
         self.page_size = int(next(iter(self.decisions.values())).page_size or 0)
         self.tokenizer: Any = None
@@ -212,7 +211,8 @@ class BatchedModel:
     def _give_back(self) -> None:
         """A loaded model's own attention."""
         if self._before is not None:
-            self._model.set_attn_implementation(self._before)
+            # Not set_attn_implementation, which looks for a package where a name has "flash" in it.
+            self._model.config._attn_implementation = self._before
 
     def _start(self, impls: Mapping[str, Any], num_pages: int | None, cache_bytes: int | None, share: bool) -> None:
         import torch
@@ -282,10 +282,12 @@ class BatchedModel:
         finally:
             with self._lock:
                 self._closing = True
-            self._take_commands()
-            self._loop.fail(message, waiting=True)
-            self._give_back()
-            self._events.put(None)
+            try:
+                self._take_commands()
+                self._loop.fail(message, waiting=True)
+                self._give_back()
+            finally:
+                self._events.put(None)
 
     def _take_commands(self) -> None:
         with self._lock:
@@ -294,8 +296,11 @@ class BatchedModel:
             getattr(self._loop, name)(*arguments)
 
 
-def batched_kinds(model: Any, args: AttentionArgs, dtype: str) -> list[LayerKind]:
-    """The kinds of layer of a model that can be batched, with the page size and dtype asked for."""
+def batchable_kinds(model: Any, args: AttentionArgs, dtype: str) -> list[LayerKind]:
+    """The kinds of layer of a model that can be batched, with the page size and dtype asked for ("auto": its own).
+
+    Raises ValueError, with the way out, for any other model.
+    """
     try:
         kinds = kinds_from_model(model)
     except ValueError as error:
@@ -311,10 +316,11 @@ def batched_kinds(model: Any, args: AttentionArgs, dtype: str) -> list[LayerKind
     return kinds
 
 
-def _platform_of(model: Any) -> Platform:
-    from hal.integrations.transformers_attention import platform_of
-
-    return platform_of(model.device)
+def impls_for(kinds: Sequence[LayerKind], args: AttentionArgs, platform: Platform) -> dict[str, AttentionImpl]:
+    """The attention of each kind of layer. Raises NoBackendError, and ValueError where a backend can't batch."""
+    impls = get_attention_impls(kinds, platform, choices={kind.kind: args.choice(kind.kind) for kind in kinds})
+    paged.refuse_impls(impls)
+    return impls
 
 
 def _end_tokens(model: Any) -> tuple[int, ...]:

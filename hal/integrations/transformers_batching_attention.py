@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hal.integrations.transformers_batching_cache import Cache
-    from hal.integrations.transformers_batching_step import Step
+    from hal.integrations.transformers_batching_step import AnyStep
 
 NAME = "hal_batching"
 
@@ -37,6 +37,7 @@ class Layer:
         self.write = impl.write_kv_cache
         self.decode = impl.decode.flash_attn_with_kvcache
         self.mixed = impl.prefill.flash_attn_with_kvcache
+        self.varlen = impl.prefill.flash_attn_varlen_func
         self.options: dict[str, Any] = {"softmax_scale": config.scale, "causal": True}
         # What is not asked for is left out: a vendor's function may not know the word.
         if config.sliding_window is not None:
@@ -48,7 +49,7 @@ class Layer:
 
     def check(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: float, scaling: float | None,
               window: int | None, softcap: float | None, sinks: bool, causal: bool | None,
-              others: dict[str, Any]) -> None:
+              others: Iterable[str]) -> None:
         """Raise ValueError where the model asks for another attention than its config announced."""
         config = self.config
         scale = query.shape[3] ** -0.5 if scaling is None else scaling
@@ -66,14 +67,14 @@ class Layer:
                              f"{config.scale}")
         if causal is False:
             raise ValueError(f"layer {self.number}: is_causal False can't be batched (supported: causal attention)")
-        for name, given in others.items():
-            if name not in HARMLESS and given is not None and given is not False:
+        for name in others:
+            if name not in HARMLESS:
                 raise ValueError(f"argument {name} is not supported by attn_implementation {NAME!r} (known and without "
                                  f"effect: {', '.join(HARMLESS)})")
 
 
 class _Open(threading.local):
-    step: Step | None = None
+    step: AnyStep | None = None
     layers: Sequence[Layer] = ()
 
 
@@ -81,7 +82,7 @@ _open = _Open()
 
 
 @contextmanager
-def opened(step: Step, layers: Sequence[Layer]) -> Iterator[None]:
+def opened(step: AnyStep, layers: Sequence[Layer]) -> Iterator[None]:
     """Within it this thread's attention is that of one step, and plans are made once."""
     _open.step, _open.layers = step, layers
     try:
@@ -102,37 +103,32 @@ def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_
     """
     step = _open.step
     if step is None:
-        raise RuntimeError(f"attn_implementation {NAME!r} runs inside hal.integrations.transformers_batching alone; "
-                           "for generate() load the model with attn_implementation 'hal'")
+        raise RuntimeError(f"attn_implementation {module.config._attn_implementation!r} is for continuous batching "
+                           "alone (hal.integrations.transformers_batching): for generate() load the model with "
+                           "attn_implementation 'hal'")
     layer = _open.layers[module.layer_idx]
     asked = (query.shape[1], key.shape[1], query.shape[3], value.shape[3], query.dtype, scaling, sliding_window,
              softcap, s_aux is None, is_causal, dropout, attention_mask, *kwargs)
     if layer.checked != asked:
         layer.check(query, key, value, attention_mask, dropout, scaling, sliding_window, softcap, s_aux is not None,
-                    is_causal, kwargs)
+                    is_causal, [name for name, given in kwargs.items()
+                                if given is not None and given is not False and name not in step.known])
         layer.checked = asked
     layer.calls += 1
-    pages = step.pages[layer.kind]
-    layer.write(key[0].transpose(0, 1), value[0].transpose(0, 1), layer.k_cache, layer.v_cache, pages.slots)
     options = layer.options if s_aux is None else {**layer.options, "sinks": s_aux}
-    q = query[0].transpose(0, 1)
-    if step.one_each:
-        out = layer.decode(q.unsqueeze(1), layer.k_cache, layer.v_cache, cache_seqlens=step.cache_seqlens,
-                           page_table=pages.table, **options)
-        return out.transpose(0, 1), None
-    out = layer.mixed(q, layer.k_cache, layer.v_cache, cache_seqlens=step.cache_seqlens, page_table=pages.table,
-                      cu_seqlens_q=step.cu_seqlens_q, max_seqlen_q=step.max_seqlen_q, **options)
+    q, k, v = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    out: Tensor = step.pages[layer.kind].attend(layer, step, q, k, v, options)
     return out.unsqueeze(0), None
 
 
-def register() -> None:
-    """Make attn_implementation "hal_batching" known to transformers. Raises RuntimeError when someone has the name."""
+def register(name: str = NAME) -> None:
+    """Make the attn_implementation known to transformers. Raises RuntimeError when someone else has the name."""
     from transformers import AttentionInterface
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if NAME in ALL_ATTENTION_FUNCTIONS and ALL_ATTENTION_FUNCTIONS[NAME] is not attention:
-        raise RuntimeError(f"attn_implementation {NAME!r} is already registered, for {ALL_ATTENTION_FUNCTIONS[NAME]!r}")
-    AttentionInterface.register(NAME, attention)
+    if name in ALL_ATTENTION_FUNCTIONS and ALL_ATTENTION_FUNCTIONS[name] is not attention:
+        raise RuntimeError(f"attn_implementation {name!r} is already registered, for {ALL_ATTENTION_FUNCTIONS[name]!r}")
+    AttentionInterface.register(name, attention)
 
 
 def refuse_kinds(kinds: Sequence[LayerKind]) -> None:

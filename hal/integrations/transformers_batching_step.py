@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -13,6 +13,7 @@ from hal.context import ForwardContext, forward_context
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hal.integrations.transformers_batching_attention import Layer
     from hal.integrations.transformers_batching_cache import Cache
 
 
@@ -29,13 +30,44 @@ class Row:
 class Pages:
     """Where one kind of layer keeps this step's sequences.
 
-    table: int32 [B, pages]; what is past a sequence's end is 0. slots: int64 [T], where the new tokens go; in
-    slots_cpu the same as a list.
+    table: int32 [B, pages]; what is past a sequence's end is 0. cache_seqlens: int32 [B] tokens there, with the new
+    ones. slots: int64 [T], where the new tokens go; in slots_cpu the same as a list, where it is known.
     """
 
     table: Tensor
+    cache_seqlens: Tensor
     slots: Tensor
-    slots_cpu: list[int]
+    slots_cpu: list[int] | None
+
+    def attend(self, layer: Layer, step: AnyStep, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
+        """[T, Hq, D] for q [T, Hq, D] of one layer, once k and v [T, Hkv, D] are in its pages."""
+        layer.write(k, v, layer.k_cache, layer.v_cache, self.slots)
+        out: Tensor
+        if step.one_each:
+            out = layer.decode(q.unsqueeze(1), layer.k_cache, layer.v_cache, cache_seqlens=self.cache_seqlens,
+                               page_table=self.table, **options)
+            return out.squeeze(1)
+        out = layer.mixed(q, layer.k_cache, layer.v_cache, cache_seqlens=self.cache_seqlens, page_table=self.table,
+                          cu_seqlens_q=step.cu_seqlens_q, max_seqlen_q=step.max_seqlen_q, **options)
+        return out
+
+
+class AnyStep(Protocol):
+    """What the attention function asks of a step: HAL's own below, or one of transformers' manager.
+
+    pages: one for each kind of layer, with Pages' attend. known: arguments of the attention function that the step
+    has taken care of.
+    """
+
+    one_each: bool
+    cu_seqlens_q: Tensor
+    max_seqlen_q: int
+    known: Collection[str]
+
+    @property
+    def pages(self) -> Sequence[Any]: ...
+
+    def context(self) -> ForwardContext: ...
 
 
 class Step:
@@ -45,6 +77,8 @@ class Step:
     with the new ones. cu_seqlens_q: int32 [B + 1]. one_each: every sequence has one new token. pages: one for each
     kind of layer, in the cache's order.
     """
+
+    known: Collection[str] = ()
 
     def __init__(self, rows: Sequence[Row], cache: Cache) -> None:
         device = cache.device
@@ -65,7 +99,8 @@ class Step:
         self.cache_seqlens = torch.tensor(self.lens_cpu, dtype=torch.int32, device=device)
         self.cu_seqlens_q = torch.tensor(ends, dtype=torch.int32, device=device)
         self.last = torch.tensor([end - 1 for end in ends[1:]], device=device)
-        self.pages = [self._pages(rows, allocator, device) for allocator in cache.cache_allocators.values()]
+        self.pages: Sequence[Pages] = [self._pages(rows, allocator, device)
+                                       for allocator in cache.cache_allocators.values()]
 
     def _pages(self, rows: Sequence[Row], allocator: Any, device: Any) -> Pages:
         size = allocator.tokens_per_page
@@ -83,7 +118,8 @@ class Step:
                 slots.append(pages[row.cached // size] * size + row.cached % size)
             else:
                 slots.extend(allocator.get_write_indices(row.request_id, row.cached, length - row.cached))
-        return Pages(torch.tensor(table, dtype=torch.int32, device=device), torch.tensor(slots, device=device), slots)
+        return Pages(torch.tensor(table, dtype=torch.int32, device=device), self.cache_seqlens,
+                     torch.tensor(slots, device=device), slots)
 
     def context(self) -> ForwardContext:
         """The forward context of this step, host copies included, so that no backend waits for the device."""
