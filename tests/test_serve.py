@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 from serve_machine import NAME, Machine, Reply, lines, until
 
+from hal.serving.dispatch import Dispatcher
+from hal.serving.errors import ApiError
+from hal.serving.metrics import Metrics
 from hal.serving.prompts import Prompts
 
 pytestmark = pytest.mark.model  # its tokenizer
@@ -423,6 +427,23 @@ def test_a_worker_that_dies_takes_only_what_it_had(folder: Path, prompts: Prompt
         assert machine.worker != worker
         assert machine.metric("hal_worker_restarts_total") == 1
         assert machine.metric("hal_requests_total", "worker_died") == 2
+
+
+def test_what_a_dead_worker_never_got_goes_to_the_next() -> None:
+    """Sent in the moment before its death was known: no answer to "submit", so nothing was begun."""
+    async def main() -> list[list[str]]:
+        dispatcher = Dispatcher(3, 9, 60, Metrics(()), pytest.fail)
+        workers: list[list[str]] = [[], []]
+        dispatcher.worker_came(lambda message: workers[0].append(message["id"]))
+        tickets = [dispatcher.submit([1], {}) for _ in range(4)]  # the fourth waits
+        dispatcher.on_taken(tickets[0].id)
+        dispatcher.worker_went("SIGKILL")
+        assert isinstance(tickets[0].answers.get_nowait(), ApiError)
+        dispatcher.worker_came(lambda message: workers[1].append(message["id"]))
+        assert all(ticket.answers.empty() for ticket in tickets)
+        return workers
+
+    assert asyncio.run(main()) == [["r1", "r2", "r3"], ["r2", "r3", "r4"]]
 
 
 def test_health_and_requests_while_there_is_no_worker(folder: Path, prompts: Prompts) -> None:
