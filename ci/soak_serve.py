@@ -69,19 +69,15 @@ class Soak:
         return connection
 
     def fill_the_cache(self) -> None:
-        """Until all of it was used: memory that is touched for the first time is no leak."""
-        random_, tokens = random.Random(self.seed), 0
-        while tokens < 2 * self.cache_tokens():
-            prompt = [random_.randrange(1000, 40000) for _ in range(400)]
-            with self.post("/v1/completions", {"prompt": prompt, "max_tokens": 1}) as answer:
-                tokens += json.load(answer)["usage"]["total_tokens"]
-
-    def cache_tokens(self) -> float:
+        """One request over all pages: memory that is touched for the first time is no leak."""
         connection = http.client.HTTPConnection(self.address, timeout=60)
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
+        connection.request("GET", "/v1/models")
+        most = json.load(connection.getresponse())["data"][0]["max_model_len"]
         connection.close()
-        return float(next(line for line in text.splitlines() if line.startswith("hal_kv_cache_tokens ")).split()[1])
+        random_ = random.Random(self.seed)
+        prompt = [random_.randrange(1000, 40000) for _ in range(most - 1)]
+        with self.post("/v1/completions", {"prompt": prompt, "max_tokens": 1}) as answer:
+            assert json.load(answer)["usage"]["total_tokens"] == most
 
     def greedily(self, random_: random.Random) -> None:
         prompt = random_.choice(WORDS)
