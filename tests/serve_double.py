@@ -5,7 +5,8 @@ that holds one of the words below does what the word says.
 
     die      kills the process (SIGKILL) after two tokens
     crash    raises in the engine's own thread
-    stuck    gives nothing, ever
+    stuck    the engine hangs: nothing for anybody any more
+    freeze   the same after two tokens
     broken   fails alone, with a text that holds a path
 """
 
@@ -45,6 +46,8 @@ class Double:
         self.words = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         self.step, self.cache_tokens = step, cache_tokens
         self.running: dict[str, tuple[list[int], dict[str, Any], int]] = {}
+        self.cancelled: list[str] = []
+        self.steps = 0
         self.lock = threading.Condition()
         self.log = os.environ.get("HAL_TEST_SERVE_LOG")
 
@@ -65,21 +68,32 @@ class Double:
         with self.lock:
             if self.running.pop(request_id, None) is not None:
                 self._note(f"cancel {request_id}")
+                self.cancelled.append(request_id)
+                self.lock.notify()
 
     def events(self) -> Iterator[Event]:
         while True:
             with self.lock:
-                while not self.running:
+                while not self.running and not self.cancelled:
                     self.lock.wait()
+                hangs = any(self._hangs(*request) for request in self.running.values())
+            while hangs:
+                time.sleep(60)
+            with self.lock:
                 batch = [event for request_id in list(self.running) for event in self._next(request_id)]
+                batch += [(request_id, [], "cancelled", None) for request_id in self.cancelled]
+                self.cancelled.clear()
+            self.steps += 1
             yield from batch
             time.sleep(max(self.step, 0.001))
+
+    def _hangs(self, prompt: list[int], sampling: dict[str, Any], done: int) -> bool:
+        text = self.words.decode(prompt)
+        return "stuck" in text or (done == 2 and "freeze" in text)
 
     def _next(self, request_id: str) -> Sequence[Event]:
         prompt, sampling, done = self.running[request_id]
         text = self.words.decode(prompt)
-        if "stuck" in text:
-            return ()
         if "broken" in text:
             del self.running[request_id]
             return [(request_id, [], None, f"/some/path/{request_id}: no such kernel")]
@@ -96,5 +110,5 @@ class Double:
         return [(request_id, [token], "length" if end else None, None)]
 
     def stats(self) -> dict[str, Any]:
-        return {"max_length": self.cache_tokens, "cache_tokens": self.cache_tokens,
+        return {"max_length": self.cache_tokens, "steps": self.steps, "cache_tokens": self.cache_tokens,
                 "cache_used": min(1.0, len(self.running) / 32)}

@@ -342,18 +342,31 @@ def test_the_queue_is_first_come_first_served_and_has_an_end(folder: Path, promp
         assert machine.metric("hal_requests_total", "length") == 3
 
 
-def test_time_is_limited_and_a_worker_that_hangs_is_replaced(folder: Path, prompts: Prompts) -> None:
-    with Machine(folder, prompts, {"step": 0.1}, request_timeout=1.0) as machine, ThreadPoolExecutor(2) as pool:
+def test_time_is_limited(folder: Path, prompts: Prompts) -> None:
+    """What waits in the queue times out too, just after it was sent also; the worker has done nothing wrong."""
+    with Machine(folder, prompts, {"step": 0.1}, request_timeout=1.0, max_running=1) as machine, \
+            ThreadPoolExecutor(3) as pool:
         worker = machine.worker
-        slow = machine.complete(WORDS, 50)
-        assert check_error(slow, 504, "longer than 1 s (--request-timeout)")["code"] == "timeout"
-        assert machine.worker == worker  # it gave tokens all the time
-        streamed = pool.submit(machine.complete, "a stuck one", 5, stream=True)
-        events = streamed.result().events()
-        assert (len(events), events[0]["error"]["code"]) == (1, "timeout")
+        for slow in [pool.submit(machine.complete, WORDS, 50) for _ in range(3)]:
+            assert check_error(slow.result(), 504, "longer than 1 s (--request-timeout)")["code"] == "timeout"
+        assert machine.complete(WORDS, 1).status == 200
+        assert machine.worker == worker
+        assert machine.metric("hal_worker_restarts_total") == 0
+        assert machine.metric("hal_requests_total", "timeout") == 3
+
+
+@pytest.mark.parametrize(("word", "timeout", "code"), [
+    ("stuck", 30.0, "worker_died"), ("freeze", 30.0, "worker_died"), ("freeze", 0.7, "timeout")])
+def test_a_worker_that_hangs_is_replaced(folder: Path, prompts: Prompts, word: str, timeout: float, code: str) -> None:
+    """From the start or after some tokens; also when the request has timed out before that was known."""
+    with Machine(folder, prompts, request_timeout=timeout, hang_timeout=1.5) as machine:
+        worker = machine.worker
+        assert machine.complete(WORDS, 1).status == 200
+        events = machine.complete(f"please {word} now", 5, stream=True).events()
+        assert events[-1]["error"]["code"] == code
         until(lambda: machine.worker != worker and machine.healthy())
         assert machine.complete(WORDS, 1).status == 200
-        assert machine.metric("hal_requests_total", "timeout") == 2
+        assert machine.metric("hal_worker_restarts_total") == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -432,10 +445,10 @@ def test_a_worker_that_dies_takes_only_what_it_had(folder: Path, prompts: Prompt
 def test_what_a_dead_worker_never_got_goes_to_the_next() -> None:
     """Sent in the moment before its death was known: no answer to "submit", so nothing was begun."""
     async def main() -> list[list[str]]:
-        dispatcher = Dispatcher(3, 9, 60, Metrics(()), pytest.fail)
+        dispatcher = Dispatcher(3, 9, 60, 60, Metrics(()), pytest.fail)
         workers: list[list[str]] = [[], []]
         dispatcher.worker_came(lambda message: workers[0].append(message["id"]))
-        tickets = [dispatcher.submit([1], {}) for _ in range(4)]  # the fourth waits
+        tickets = [dispatcher.submit(dispatcher.reserve(), [1], {}) for _ in range(4)]  # the fourth waits
         dispatcher.on_taken(tickets[0].id)
         dispatcher.worker_went("SIGKILL")
         assert isinstance(tickets[0].answers.get_nowait(), ApiError)

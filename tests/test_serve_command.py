@@ -58,7 +58,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     (["--port", "1", "--port", "2"], "argument --port: given twice, as 1 and 2"),
     (["--max-running", "0"], "argument --max-running: must be a whole number >= 1, got '0'"),
     (["--max-queue", "-1"], "argument --max-queue: must be a whole number"),
-    (["--max-model-len", "1.5"], "argument --max-model-len: must be a whole number"),
+    (["--max-model-len", "1.5"], "argument --max-model-len: must be a whole number >= 2"),
+    (["--max-model-len", "1"], "argument --max-model-len: must be a whole number >= 2, got '1'"),
+    (["--hang-timeout", "0"], "argument --hang-timeout: must be a number of seconds > 0, got '0'"),
     (["--kv-cache-memory", "lots"], "argument --kv-cache-memory: must be a number of bytes, or one with KiB, MiB, GiB"),
     (["--max-body", "4 elephants"], "argument --max-body: must be a number of bytes"),
     (["--request-timeout", "0"], "argument --request-timeout: must be a number of seconds > 0, got '0'"),
@@ -184,3 +186,19 @@ def test_how_signals_end_it(default_model: Path, sent: signal.Signals, code: int
     assert process.returncode == code, err
     assert err.splitlines() == said
     worker.wait(10)  # it ends with the server, however that ended
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_before_it_listens(default_model: Path, sent: signal.Signals, code: int) -> None:
+    """While it imports, and while the tokenizer is read."""
+    process = subprocess.Popen([sys.executable, "-m", "hal", "serve", str(default_model), "--device", "cpu", "--port",
+                                "0", "--no-spare-worker"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while (line := process.stderr.readline()) and not line.startswith("loading the weights"):
+        pass
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert out == ""
+    assert "Traceback" not in err

@@ -89,6 +89,30 @@ def test_a_character_that_never_ends_is_told_at_the_end() -> None:
     assert detokenizer.flush() == ""
 
 
+def test_bytes_that_never_become_characters_are_not_held_for_ever() -> None:
+    """What is decoded again for each token is bounded, and the pieces are still the whole."""
+    print("seed", SEED)
+    random_ = random.Random(SEED)
+    most = 0
+
+    def decode(tokens: Sequence[int]) -> str:
+        nonlocal most
+        most = max(most, len(tokens))
+        return _bytes_decode(tokens)
+
+    whole = [*b"ab", *[0xE2] * 300, *"\N{EURO SIGN}\N{GRINNING FACE}".encode(), *random_.choices((0x82, 0xE2, 0xF0), k=500)]
+    detokenizer, shown, at, late = Detokenizer(decode), "", 0, 0
+    while at < len(whole):
+        count = random_.randrange(1, 4)
+        shown += detokenizer.feed(whole[at:at + count])
+        at += count
+        assert _bytes_decode(whole).startswith(shown)
+        late = max(late, len(_bytes_decode(whole[:at])) - len(shown))
+    assert shown + detokenizer.flush() == _bytes_decode(whole)
+    assert most < 100
+    assert late < 60
+
+
 @pytest.mark.model
 def test_pieces_are_the_whole(default_model: Path) -> None:
     """Random tokens of a real tokenizer, in random pieces: together what decode gives for all."""

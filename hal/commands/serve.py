@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             "can't see; none)")
     where.add_argument("--allow-no-key", action="store_true", help="serve other machines without a key")
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-model-len", metavar="N", type=_count, action=Once,
+    limits.add_argument("--max-model-len", metavar="N", type=_length, action=Once,
                         help="tokens of prompt and answer together (default: what the model and the cache take)")
     limits.add_argument("--max-running", metavar="N", type=_count, default=32, action=Once,
                         help="requests that the engine has at once (default: 32)")
@@ -71,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="a request's body; larger ones get 413 (default: 4MiB)")
     limits.add_argument("--request-timeout", metavar="S", type=_seconds, default=600.0, action=Once,
                         help="seconds a request may take, waiting included (default: 600)")
+    limits.add_argument("--hang-timeout", metavar="S", type=_seconds, default=300.0, action=Once,
+                        help="seconds without a step after which a worker with requests is replaced (default: 300)")
     limits.add_argument("--shutdown-timeout", metavar="S", type=_seconds, default=10.0, action=Once,
                         help="seconds for what runs to finish when the server ends (default: 10)")
     limits.add_argument("--no-spare-worker", action="store_true",
@@ -80,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    before = signal.signal(signal.SIGTERM, _terminated)  # until the server has it
     try:
         return _run(args)
     except default_model.DefaultModelError as error:
@@ -88,6 +92,12 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nhal: interrupted", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(*_: object) -> None:
+    raise SystemExit(0)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -120,7 +130,7 @@ def _run(args: argparse.Namespace) -> int:
                          for kind, d in decisions.items()}},
         labels=_labels(name, decisions), host=args.host, port=args.port, api_key=key, max_running=args.max_running,
         max_queue=args.max_queue, max_body=args.max_body, request_timeout=args.request_timeout,
-        shutdown_timeout=args.shutdown_timeout, spare_worker=not args.no_spare_worker))
+        hang_timeout=args.hang_timeout, shutdown_timeout=args.shutdown_timeout, spare_worker=not args.no_spare_worker))
 
 
 def _refuse(args: argparse.Namespace) -> str | None:
@@ -173,6 +183,13 @@ def _say(line: str) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def _length(text: str) -> int:
+    """A token of the prompt and one of the answer, or more."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 2, got {text!r}")
     return int(text)
 
 

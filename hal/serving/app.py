@@ -79,9 +79,17 @@ class Service:
             self._check_name(asked.model)
             if self.capacity is None:
                 raise ApiError(503, "the model is being loaded", code="loading", headers={"Retry-After": "5"})
-            prompt = await asyncio.get_running_loop().run_in_executor(self.tokenizing, tokens, asked)
-            sampling = {"max_tokens": _most(len(prompt), asked.most_tokens, self.capacity), **asked.sampling()}
-            ticket = self.dispatcher.submit(prompt, sampling)
+            ticket = self.dispatcher.reserve()
+            try:
+                job = asyncio.get_running_loop().run_in_executor(self.tokenizing, tokens, asked)
+                prompt = await unless_gone(request.receive, self.dispatcher.prepared(ticket, job), lambda: None)
+                if prompt is None:
+                    raise ClientDisconnect
+                sampling = {"max_tokens": _most(len(prompt), asked.most_tokens, self.capacity), **asked.sampling()}
+                self.dispatcher.submit(ticket, prompt, sampling)
+            except BaseException:
+                self.dispatcher.cancel(ticket)
+                raise
 
         def give_up() -> None:
             """Nobody waits for the answer any more; nothing happens where it is complete."""
@@ -127,6 +135,9 @@ class _Observed:
             raise
         except (ClientDisconnect, asyncio.CancelledError):
             self.end("client_gone")
+            raise
+        except Exception:
+            self.end("error")
             raise
 
     async def pieces(self, source: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
@@ -190,6 +201,7 @@ def build(service: Service, check_host: bool) -> ASGIApp:
     app.add_api_route("/metrics", service.show_metrics, methods=["GET"], response_model=None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _bug)
     return Guard(app, service.settings.api_key, check_host)
 
@@ -202,9 +214,14 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework refuses: a path or a method that is not there."""
     assert isinstance(error, HTTPException)
-    what = {404: f"{shown(request.url.path)} is not served here", 405:
-            f"{request.method} is not served at {shown(request.url.path)}"}.get(error.status_code, error.detail)
+    path = shown(request.scope["path"])
+    what = {404: f"{path} is not served here", 405: f"{request.method} is not served at {path}"}.get(error.status_code, error.detail)
     return await _api_error(request, ApiError(error.status_code, what, headers=dict(error.headers or {})))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this."""
+    return Response(status_code=499)
 
 
 async def _bug(request: Request, error: Exception) -> Response:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+_HELD = 32  # tokens that are held back for what may follow; more are no character, however they go on
+_LONGEST = 4  # bytes of a character, and so tokens
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what decoders give for bytes that are no character, or not yet
 
 
@@ -33,6 +35,16 @@ class Detokenizer:
         before = self.decode(self.tokens[self.begin:self.read])
         now = self.decode(self.tokens[self.begin:])
         if now.endswith(_UNKNOWN) and not complete:
-            return ""
+            return self._surely(before, now) if len(self.tokens) - self.read > _HELD else ""
         self.begin, self.read = self.read, len(self.tokens)
         return now[len(before):]
+
+    def _surely(self, before: str, now: str) -> str:
+        """What is held without its last few tokens, which a character may begin with: cut where none is cut through."""
+        latest = len(self.tokens) - _LONGEST
+        for end in range(latest, latest - _LONGEST, -1):
+            text = self.decode(self.tokens[self.begin:end])
+            if text + self.decode(self.tokens[end:]) == now:
+                break
+        self.begin, self.read = self.read, end
+        return text[len(before):]

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from hal.serving.errors import ApiError
 from hal.serving.metrics import Metrics
@@ -19,6 +19,7 @@ logger = logging.getLogger("hal.serving")
 
 Send = Callable[[dict[str, Any]], None]
 Event = Sequence[Any]  # request id, new tokens, finish reason or None, error or None
+_T = TypeVar("_T")
 
 
 @dataclass(eq=False)
@@ -26,11 +27,12 @@ class Ticket:
     """One request on its way. `answers` gets (tokens, finish reason or None), or the ApiError it ends with."""
 
     id: str
-    prompt: list[int]
-    sampling: dict[str, Any]
+    prompt: list[int] = field(default_factory=list)
+    sampling: dict[str, Any] = field(default_factory=dict)
     begin: float = field(default_factory=time.monotonic)
     sent: float | None = None
     taken: bool = False
+    put_back: bool = False
     timer: asyncio.TimerHandle | None = None
     answers: asyncio.Queue[tuple[list[int], str | None] | ApiError] = field(default_factory=asyncio.Queue)
 
@@ -38,19 +40,24 @@ class Ticket:
 class Dispatcher:
     """First come, first served: at most max_running requests are with the engine, at most max_queue wait here.
 
-    A worker that dies takes with it what it was sent; what waits here goes to the next one. on_hung is called when a
-    request timed out and the engine gave nothing to any request meanwhile.
+    A worker that dies takes with it what it was sent; what waits here goes to the next one. on_hung is called when the
+    engine owes a request its end and has, for `hang` seconds, given nothing to any request and made no step.
     """
 
-    def __init__(self, max_running: int, max_queue: int, timeout: float, metrics: Metrics,
+    def __init__(self, max_running: int, max_queue: int, timeout: float, hang: float, metrics: Metrics,
                  on_hung: Callable[[], None]) -> None:
-        self.max_running, self.max_queue, self.timeout = max_running, max_queue, timeout
+        self.max_running, self.max_queue, self.timeout, self.hang = max_running, max_queue, timeout, hang
         self.metrics, self.on_hung = metrics, on_hung
+        self.preparing: set[Ticket] = set()  # their prompts are no tokens yet
         self.queue: deque[Ticket] = deque()
         self.running: dict[str, Ticket] = {}
         self.closed: ApiError | None = None  # why no request is taken any more
         self._send: Send | None = None
-        self._last_tokens = -math.inf
+        # What the engine was given and has not ended: a cancelled request too, until the engine says so.
+        self._owed: set[str] = set()
+        self._progress = -math.inf  # when it last gave something or made a step
+        self._steps = -1
+        self._watch: asyncio.TimerHandle | None = None
         self._numbers = itertools.count(1)
 
     @property
@@ -58,16 +65,40 @@ class Dispatcher:
         """A worker is there."""
         return self._send is not None
 
-    def submit(self, prompt: list[int], sampling: dict[str, Any]) -> Ticket:
-        """Take a request. Raises ApiError where the queue is full (429) or the server ends (503)."""
+    def reserve(self) -> Ticket:
+        """Take a request whose prompt is no tokens yet: its time begins, and it counts as waiting. submit() or cancel()
+        it. Raises ApiError where the queue is full (429) or the server ends (503)."""
         if self.closed is not None:
             raise self.closed
-        if len(self.queue) >= self.max_queue:
-            raise ApiError(429, f"the queue is full: {len(self.queue)} requests wait (--max-queue {self.max_queue}) "
+        waiting = len(self.queue) + len(self.preparing)
+        free = self.max_running - len(self.running) if self.serving else 0
+        if waiting >= self.max_queue + free:
+            raise ApiError(429, f"the queue is full: {waiting} requests wait (--max-queue {self.max_queue}) "
                                 f"and {len(self.running)} run: try again later", code="queue_full",
                            headers={"Retry-After": "1"})
-        ticket = Ticket(f"r{next(self._numbers)}", prompt, sampling)
+        ticket = Ticket(f"r{next(self._numbers)}")
         ticket.timer = asyncio.get_running_loop().call_later(self.timeout, self._time_is_up, ticket)
+        self.preparing.add(ticket)
+        self._count()
+        return ticket
+
+    async def prepared(self, ticket: Ticket, job: asyncio.Future[_T]) -> _T:
+        """What `job` gives, which makes the prompt. Raises ApiError, with the job cancelled, where the request's time is
+        up or the server ends before."""
+        answer = asyncio.ensure_future(ticket.answers.get())
+        try:
+            await asyncio.wait({answer, job}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done() and isinstance(error := answer.result(), ApiError):
+                raise error
+            return job.result()
+        finally:
+            answer.cancel()
+            job.cancel()
+
+    def submit(self, ticket: Ticket, prompt: list[int], sampling: dict[str, Any]) -> Ticket:
+        """Queue a request that was reserved."""
+        self.preparing.remove(ticket)
+        ticket.prompt, ticket.sampling = prompt, sampling
         self.queue.append(ticket)
         self._pump()
         return ticket
@@ -92,6 +123,7 @@ class Dispatcher:
         """Forget a request, wherever it is; one that has ended is no error."""
         if ticket.timer is not None:
             ticket.timer.cancel()
+        self.preparing.discard(ticket)
         if ticket in self.queue:
             self.queue.remove(ticket)
         elif self.running.pop(ticket.id, None) is not None and self._send is not None:
@@ -99,18 +131,20 @@ class Dispatcher:
         self._pump()
 
     def worker_came(self, send: Send) -> None:
-        self._send = send
+        self._send, self._steps = send, -1
         self.metrics.worker_up.set(1)
         self._pump()
 
     def worker_went(self, why: str) -> None:
         """Fail what the worker had; keep what waits, and what it never got."""
         self._send = None
+        self._owed.clear()
         self.metrics.worker_up.set(0)
         self.metrics.cache_used.set(0)
         lost, self.running = list(self.running.values()), {}
         for ticket in reversed(lost):
-            if not ticket.taken:  # sent to a worker that was dead already
+            if not ticket.taken and not ticket.put_back:  # sent to a worker that was dead already
+                ticket.put_back = True
                 self.queue.appendleft(ticket)
                 continue
             ticket.answers.put_nowait(ApiError(
@@ -121,18 +155,21 @@ class Dispatcher:
     def close(self, why: ApiError, running: bool = False) -> None:
         """Take no more requests; fail those that wait, and those that run too if asked."""
         self.closed = why
-        for ticket in [*self.queue, *(self.running.values() if running else ())]:
+        for ticket in [*self.queue, *self.preparing, *(self.running.values() if running else ())]:
             ticket.answers.put_nowait(why)
         self.queue.clear()
         self._count()
 
     def on_events(self, events: Sequence[Event]) -> None:
         """What a worker said came out of the engine. Requests that were cancelled meanwhile are not known any more."""
-        self._last_tokens = time.monotonic()
+        self._progress = time.monotonic()
         for request_id, tokens, finish, error in events:
+            if finish is not None or error is not None:
+                self._owed.discard(request_id)
             ticket = self.running.get(request_id)
             if ticket is None:
                 continue
+            ticket.taken = True  # tokens may overtake the word "taken"
             self.metrics.generated_tokens.inc(len(tokens))
             if finish is not None or error is not None:
                 del self.running[request_id]
@@ -149,32 +186,51 @@ class Dispatcher:
 
     def on_refused(self, request_id: str, why: str) -> None:
         """The engine would not take a request."""
+        self._owed.discard(request_id)
         ticket = self.running.pop(request_id, None)
         if ticket is not None:
             ticket.answers.put_nowait(ApiError(400, why))
         self._pump()
 
     def on_stats(self, stats: dict[str, Any]) -> None:
+        if stats["steps"] != self._steps:  # also steps that give no token: parts of a long prompt
+            self._steps, self._progress = stats["steps"], time.monotonic()
         self.metrics.cache_tokens.set(stats["cache_tokens"])
         self.metrics.cache_used.set(stats["cache_used"])
 
     def _pump(self) -> None:
         while self._send is not None and self.queue and len(self.running) < self.max_running:
             ticket = self.queue.popleft()
-            ticket.sent = time.monotonic()
+            now = time.monotonic()
+            if ticket.sent is None:  # not for one that was put back
+                self.metrics.queue_seconds.observe(now - ticket.begin)
+                self.metrics.prompt_tokens.inc(len(ticket.prompt))
+            ticket.sent = now
             self.running[ticket.id] = ticket
-            self.metrics.queue_seconds.observe(ticket.sent - ticket.begin)
-            self.metrics.prompt_tokens.inc(len(ticket.prompt))
+            if not self._owed:  # until now there was nothing to do
+                self._progress = now
+            self._owed.add(ticket.id)
+            if self._watch is None:
+                self._watch = asyncio.get_running_loop().call_later(self.hang, self._is_hung)
             self._send({"do": "submit", "id": ticket.id, "prompt": ticket.prompt, "sampling": ticket.sampling})
         self._count()
 
     def _count(self) -> None:
-        self.metrics.queued.set(len(self.queue))
+        self.metrics.queued.set(len(self.queue) + len(self.preparing))
         self.metrics.running.set(len(self.running))
 
-    def _time_is_up(self, ticket: Ticket) -> None:
-        if ticket.id in self.running and ticket.sent is not None and self._last_tokens < ticket.sent:
+    def _is_hung(self) -> None:
+        """Look, and come back when it may be so."""
+        self._watch = None
+        if not self._owed:
+            return
+        left = self._progress + self.hang - time.monotonic()
+        if left <= 0:
             self.on_hung()
+        else:
+            self._watch = asyncio.get_running_loop().call_later(left, self._is_hung)
+
+    def _time_is_up(self, ticket: Ticket) -> None:
         ticket.answers.put_nowait(ApiError(
             504, f"the request took longer than {self.timeout:g} s (--request-timeout), "
                  f"{'part of it' if ticket.sent else 'all of it'} in the queue", code="timeout"))

@@ -59,5 +59,6 @@ class Engine:
             yield event.request_id, event.tokens, None if failed else event.finish, event.error if failed else None
 
     def stats(self) -> dict[str, Any]:
+        stats = self.model.stats()
         return {"max_length": self.max_length, "cache_tokens": self.model.num_pages * self.model.page_size,
-                "cache_used": self.model.stats()["cache_used"]}
+                **{name: stats[name] for name in ("cache_used", "steps")}}

@@ -50,7 +50,7 @@ class Guard:
         if self.check_host and not is_loopback(_without_port(request.headers.get("host", ""))):
             return ApiError(403, f"Host {shown(request.headers.get('host', ''))} is not of this machine: a server "
                                  "without --api-key answers localhost, 127.0.0.1 and [::1] alone", code="wrong_host")
-        if self.expected is None or request.url.path in OPEN:
+        if self.expected is None or request.scope["path"] in OPEN:
             return None
         given = request.headers.get("authorization", "").encode("latin-1")
         if hmac.compare_digest(given, self.expected):

@@ -46,6 +46,12 @@ def _text(value: Any) -> Any:
     return "\n".join(texts)
 
 
+def _prompt(value: Any) -> Any:
+    if not isinstance(value, (str, list)):
+        raise ValueError("expected text or a list of token ids")
+    return value
+
+
 def _temperature(value: Any) -> Any:
     if isinstance(value, (int, float)) and 0 < value < 1e-3:
         raise ValueError("must be 0 (always the likeliest token), or 0.001 to 2")
@@ -107,7 +113,7 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """prompt: text or token ids. A list of prompts is refused: one prompt a request."""
 
-    prompt: str | list[int]
+    prompt: Annotated[str | list[int], BeforeValidator(_prompt)]
 
     @property
     def most_tokens(self) -> int:

@@ -35,14 +35,18 @@ def run(settings: Settings) -> int:
     """
     listener = listen(settings.host, settings.port)
     try:
-        prompts = Prompts(settings.folder)
-        for name in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has ended
-            signal.signal(name, lambda *_: None)
-        return asyncio.run(Server(settings, prompts, listener).serve_all())
+        return asyncio.run(_serve(settings, Prompts(settings.folder), listener))
     except StartError as error:
         raise (ValueError if error.wrong else RuntimeError)(str(error)) from None
     finally:
         listener.close()
+
+
+async def _serve(settings: Settings, prompts: Prompts, listener: socket.socket) -> int:
+    server = Server(settings, prompts, listener)
+    for name in (signal.SIGINT, signal.SIGTERM):  # before uvicorn has them, and after: it raises them once more
+        signal.signal(name, server.handle_exit)
+    return await server.serve_all()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -66,11 +70,14 @@ class Server(uvicorn.Server):
     """uvicorn, which owns the signals, beside the supervisor. serve_all() is all there is to call."""
 
     def __init__(self, settings: Settings, prompts: Prompts, listener: socket.socket) -> None:
+        self.loop = asyncio.get_running_loop()
         self.settings, self.listener = settings, listener
         self.metrics = Metrics(settings.labels)
         self.supervisor = Supervisor(settings, self._ready, self._message, self._ended)
-        self.dispatcher = Dispatcher(settings.max_running, settings.max_queue, settings.request_timeout, self.metrics,
-                                     lambda: self.supervisor.kill("it gave no token while a request timed out"))
+        self.dispatcher = Dispatcher(
+            settings.max_running, settings.max_queue, settings.request_timeout, settings.hang_timeout, self.metrics,
+            lambda: self.supervisor.kill(f"with requests to serve it made no step for {settings.hang_timeout:g} s "
+                                         "(--hang-timeout)"))
         self.service = app.Service(settings, prompts, self.dispatcher, self.metrics)
         self.got: int | None = None  # the first signal
         self.told = False
@@ -83,7 +90,6 @@ class Server(uvicorn.Server):
 
     async def serve_all(self) -> int:
         """Raises StartError."""
-        self.loop = asyncio.get_running_loop()
         supervising = asyncio.ensure_future(self.supervisor.run())
         supervising.add_done_callback(self._gave_up)
         await self.serve([self.listener])

@@ -31,5 +31,6 @@ class Settings:
     max_queue: int = 256
     max_body: int = 4 << 20
     request_timeout: float = 600.0
+    hang_timeout: float = 300.0
     shutdown_timeout: float = 10.0
     spare_worker: bool = True

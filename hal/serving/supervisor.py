@@ -22,7 +22,8 @@ logger = logging.getLogger("hal.serving")
 Send = Callable[[dict[str, Any]], None]
 
 PAUSE = 1.0  # seconds before the next try, times the tries so far
-TRIES = 3  # workers in a row that did not come to serve, before the server gives up
+TRIES = 3  # workers in a row that did not come to serve, or did nothing when they did, before the server gives up
+STEADY = 60.0  # seconds after which a worker has served, also without a token
 _CODE = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]); from hal.serving.worker import main; "
          "main(*json.loads(sys.argv[2]))")
 
@@ -106,7 +107,8 @@ class Supervisor:
         self.spare: Worker | None = None
 
     async def run(self) -> None:
-        """Raises StartError when the first worker does not come to serve, or TRIES later ones in a row."""
+        """Raises StartError when the first worker does not come to serve, or TRIES later ones in a row fail: they don't
+        come to serve, or end before they gave a token or lived for STEADY seconds."""
         failures, first = 0, True
         try:
             while True:
@@ -117,21 +119,28 @@ class Supervisor:
                 except StartError as error:
                     failures += 1
                     await self._end(self.worker)
-                    if first or failures == TRIES:
+                    if first:
                         raise
+                    if failures == TRIES:  # what the first one was told was right
+                        raise StartError(str(error)) from error
                     logger.warning("a worker could not start (%d of %d): %s", failures, TRIES, error)
                     await asyncio.sleep(PAUSE * failures)
                     continue
-                failures, first = 0, False
+                first, ready, useful = False, time.monotonic(), False
                 logger.info("worker %d serves after %.2f s", self.worker.process.pid, time.monotonic() - since)
                 self.on_ready(self.worker.send, stats)
                 if self.settings.spare_worker:
                     self.spare = await Worker.start(self.settings)
                 while (message := await self.worker.receive()) is not None:
+                    useful = useful or any(tokens for _, tokens, *_ in message.get("events", ()))
                     self.on_message(message)
                 why = await self.worker.ended()
-                logger.warning("worker %d ended (%s); another takes its place", self.worker.process.pid, why)
+                logger.warning("worker %d ended (%s)", self.worker.process.pid, why)
                 self.on_end(why)
+                failures = 0 if useful or time.monotonic() - ready > STEADY else failures + 1
+                if failures == TRIES:
+                    raise StartError(f"{TRIES} workers in a row ended before one gave a token (the last: {why})")
+                await asyncio.sleep(PAUSE * failures)
         finally:
             for worker in filter(None, (self.worker, self.spare)):
                 await self._end(worker)

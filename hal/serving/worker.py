@@ -42,10 +42,12 @@ class Engine(Protocol):
         """Forget a request; one that is not known is no error."""
 
     def events(self) -> Iterator[Event]:
-        """What comes out, for ever: finish_reason is "stop", "length", or another for a request that was cancelled."""
+        """What comes out, for ever: finish_reason is "stop", "length", or another for a request that was cancelled.
+        Each request gets one event with a reason or an error, a cancelled one too: until then it is work to do."""
 
     def stats(self) -> dict[str, Any]:
-        """max_length: the most tokens of one request; cache_tokens: of all together; cache_used: 0 to 1."""
+        """max_length: the most tokens of one request; cache_tokens: of all together; cache_used: 0 to 1; steps: a number
+        that changes with each step, also one that gives no token. Must not wait for a step."""
 
 
 def main(fd: int, preload: str | None, arguments: dict[str, Any]) -> NoReturn:
