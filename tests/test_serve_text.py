@@ -100,7 +100,8 @@ def test_bytes_that_never_become_characters_are_not_held_for_ever() -> None:
         most = max(most, len(tokens))
         return _bytes_decode(tokens)
 
-    whole = [*b"ab", *[0xE2] * 300, *"\N{EURO SIGN}\N{GRINNING FACE}".encode(), *random_.choices((0x82, 0xE2, 0xF0), k=500)]
+    whole = [*b"ab", *[0xE2] * 300, *"\N{EURO SIGN}\N{GRINNING FACE}".encode(),
+             *random_.choices((0x82, 0xE2, 0xF0), k=500)]
     detokenizer, shown, at, late = Detokenizer(decode), "", 0, 0
     while at < len(whole):
         count = random_.randrange(1, 4)

@@ -46,8 +46,8 @@ class Engine(Protocol):
         Each request gets one event with a reason or an error, a cancelled one too: until then it is work to do."""
 
     def stats(self) -> dict[str, Any]:
-        """max_length: the most tokens of one request; cache_tokens: of all together; cache_used: 0 to 1; steps: a number
-        that changes with each step, also one that gives no token. Must not wait for a step."""
+        """max_length: the most tokens of one request; cache_tokens: of all together; cache_used: 0 to 1; steps: a
+        number that changes with each step, also one that gives no token. Must not wait for a step."""
 
 
 def main(fd: int, preload: str | None, arguments: dict[str, Any]) -> NoReturn:
