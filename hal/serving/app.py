@@ -215,7 +215,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework refuses: a path or a method that is not there."""
     assert isinstance(error, HTTPException)
     path = shown(request.scope["path"])
-    what = {404: f"{path} is not served here", 405: f"{request.method} is not served at {path}"}.get(error.status_code, error.detail)
+    what = {404: f"{path} is not served here",
+            405: f"{request.method} is not served at {path}"}.get(error.status_code, error.detail)
     return await _api_error(request, ApiError(error.status_code, what, headers=dict(error.headers or {})))
 
 

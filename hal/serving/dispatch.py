@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from hal.serving.errors import ApiError
+from hal.serving.hang import HangWatch
 from hal.serving.metrics import Metrics
 
 logger = logging.getLogger("hal.serving")
@@ -40,24 +40,19 @@ class Ticket:
 class Dispatcher:
     """First come, first served: at most max_running requests are with the engine, at most max_queue wait here.
 
-    A worker that dies takes with it what it was sent; what waits here goes to the next one. on_hung is called when the
-    engine owes a request its end and has, for `hang` seconds, given nothing to any request and made no step.
+    A worker that dies takes with it what it was sent; what waits here goes to the next one. on_hung is called when it
+    has made no progress for `hang` seconds (hang.HangWatch).
     """
 
     def __init__(self, max_running: int, max_queue: int, timeout: float, hang: float, metrics: Metrics,
                  on_hung: Callable[[], None]) -> None:
-        self.max_running, self.max_queue, self.timeout, self.hang = max_running, max_queue, timeout, hang
-        self.metrics, self.on_hung = metrics, on_hung
+        self.max_running, self.max_queue, self.timeout = max_running, max_queue, timeout
+        self.metrics, self.watch = metrics, HangWatch(hang, on_hung)
         self.preparing: set[Ticket] = set()  # their prompts are no tokens yet
         self.queue: deque[Ticket] = deque()
         self.running: dict[str, Ticket] = {}
         self.closed: ApiError | None = None  # why no request is taken any more
         self._send: Send | None = None
-        # What the engine was given and has not ended: a cancelled request too, until the engine says so.
-        self._owed: set[str] = set()
-        self._progress = -math.inf  # when it last gave something or made a step
-        self._steps = -1
-        self._watch: asyncio.TimerHandle | None = None
         self._numbers = itertools.count(1)
 
     @property
@@ -83,8 +78,8 @@ class Dispatcher:
         return ticket
 
     async def prepared(self, ticket: Ticket, job: asyncio.Future[_T]) -> _T:
-        """What `job` gives, which makes the prompt. Raises ApiError, with the job cancelled, where the request's time is
-        up or the server ends before."""
+        """What `job` gives, which makes the prompt. Raises ApiError, with the job cancelled, where the request's time
+        is up or the server ends before."""
         answer = asyncio.ensure_future(ticket.answers.get())
         try:
             await asyncio.wait({answer, job}, return_when=asyncio.FIRST_COMPLETED)
@@ -131,14 +126,14 @@ class Dispatcher:
         self._pump()
 
     def worker_came(self, send: Send) -> None:
-        self._send, self._steps = send, -1
+        self._send = send
         self.metrics.worker_up.set(1)
         self._pump()
 
     def worker_went(self, why: str) -> None:
         """Fail what the worker had; keep what waits, and what it never got."""
         self._send = None
-        self._owed.clear()
+        self.watch.forget()
         self.metrics.worker_up.set(0)
         self.metrics.cache_used.set(0)
         lost, self.running = list(self.running.values()), {}
@@ -162,10 +157,10 @@ class Dispatcher:
 
     def on_events(self, events: Sequence[Event]) -> None:
         """What a worker said came out of the engine. Requests that were cancelled meanwhile are not known any more."""
-        self._progress = time.monotonic()
+        self.watch.progress()
         for request_id, tokens, finish, error in events:
             if finish is not None or error is not None:
-                self._owed.discard(request_id)
+                self.watch.ended(request_id)
             ticket = self.running.get(request_id)
             if ticket is None:
                 continue
@@ -186,15 +181,14 @@ class Dispatcher:
 
     def on_refused(self, request_id: str, why: str) -> None:
         """The engine would not take a request."""
-        self._owed.discard(request_id)
+        self.watch.ended(request_id)
         ticket = self.running.pop(request_id, None)
         if ticket is not None:
             ticket.answers.put_nowait(ApiError(400, why))
         self._pump()
 
     def on_stats(self, stats: dict[str, Any]) -> None:
-        if stats["steps"] != self._steps:  # also steps that give no token: parts of a long prompt
-            self._steps, self._progress = stats["steps"], time.monotonic()
+        self.watch.steps(stats["steps"])
         self.metrics.cache_tokens.set(stats["cache_tokens"])
         self.metrics.cache_used.set(stats["cache_used"])
 
@@ -207,28 +201,13 @@ class Dispatcher:
                 self.metrics.prompt_tokens.inc(len(ticket.prompt))
             ticket.sent = now
             self.running[ticket.id] = ticket
-            if not self._owed:  # until now there was nothing to do
-                self._progress = now
-            self._owed.add(ticket.id)
-            if self._watch is None:
-                self._watch = asyncio.get_running_loop().call_later(self.hang, self._is_hung)
+            self.watch.given(ticket.id)
             self._send({"do": "submit", "id": ticket.id, "prompt": ticket.prompt, "sampling": ticket.sampling})
         self._count()
 
     def _count(self) -> None:
         self.metrics.queued.set(len(self.queue) + len(self.preparing))
         self.metrics.running.set(len(self.running))
-
-    def _is_hung(self) -> None:
-        """Look, and come back when it may be so."""
-        self._watch = None
-        if not self._owed:
-            return
-        left = self._progress + self.hang - time.monotonic()
-        if left <= 0:
-            self.on_hung()
-        else:
-            self._watch = asyncio.get_running_loop().call_later(left, self._is_hung)
 
     def _time_is_up(self, ticket: Ticket) -> None:
         ticket.answers.put_nowait(ApiError(
