@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -394,6 +395,37 @@ def test_a_client_that_leaves_is_forgotten(folder: Path, prompts: Prompts, tmp_p
         assert machine.complete(WORDS, 1).status == 200
         noted = [line.split()[0] for line in log.read_text().splitlines()]
         assert noted == ["submit", "cancel", "submit"]  # what waited never came to the engine
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_while_a_prompt_is_tokenized(folder: Path, prompts: Prompts, monkeypatch: pytest.MonkeyPatch,
+                                     leaves: bool) -> None:
+    """Long texts hold up those behind them: they count as waiting, have an end, and may be given up."""
+    go_on = threading.Event()
+    original = prompts.completion
+
+    def slow(prompt: Any) -> list[int]:
+        go_on.wait(20)
+        return original(prompt)
+
+    monkeypatch.setattr(prompts, "completion", slow)
+    with Machine(folder, prompts, request_timeout=30.0 if leaves else 1.0, max_running=1, max_queue=1) as machine, \
+            ThreadPoolExecutor(2) as pool:
+        try:
+            waiting = [machine.connect() for _ in range(2)]
+            for number, connection in enumerate(waiting, 1):
+                connection.request("POST", COMPLETION, json.dumps({"model": NAME, "prompt": WORDS, "max_tokens": 1}),
+                                   {"Content-Type": "application/json"})
+                until(lambda n=number: machine.metric("hal_requests_queued") == n)  # type: ignore[misc]
+            check_error(pool.submit(machine.complete, WORDS).result(), 429, "the queue is full: 2 requests wait")
+            for connection in waiting:
+                assert leaves or connection.getresponse().status == 504
+                connection.close()
+            until(lambda: machine.metric("hal_requests_total", "client_gone" if leaves else "timeout") == 2)
+            assert machine.metric("hal_requests_queued") == 0
+        finally:
+            go_on.set()
+        assert machine.complete(WORDS, 1).status == 200
 
 
 def test_many_clients_that_leave(folder: Path, prompts: Prompts) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -246,7 +247,7 @@ def test_an_object_with_many_keys_is_read_at_once() -> None:
 
         def __eq__(self, other: object) -> bool:
             Key.compared += 1
-            return str.__eq__(self, other)  # type: ignore[arg-type]
+            return str.__eq__(self, other)
 
     pairs: list[tuple[str, Any]] = [(Key(f"key{number}"), number) for number in range(3000)]
     assert json_object(pairs) == dict(pairs)
@@ -258,7 +259,7 @@ def test_an_object_with_many_keys_is_read_at_once() -> None:
 @pytest.mark.parametrize("prompt", [5, None, {"a": 1}, True])
 def test_a_prompt_that_is_neither_text_nor_tokens(prompt: Any) -> None:
     with pytest.raises(ApiError) as caught:
-        protocol.completion_request(protocol.json.dumps({"model": "m", "prompt": prompt}).encode())
+        protocol.completion_request(json.dumps({"model": "m", "prompt": prompt}).encode())
     assert caught.value.param == "prompt"
     assert caught.value.message.startswith("prompt: expected text or a list of token ids, got ")
 

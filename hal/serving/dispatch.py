@@ -82,7 +82,8 @@ class Dispatcher:
         is up or the server ends before."""
         answer = asyncio.ensure_future(ticket.answers.get())
         try:
-            await asyncio.wait({answer, job}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {answer, job}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if answer.done() and isinstance(error := answer.result(), ApiError):
                 raise error
             return job.result()
