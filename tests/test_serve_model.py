@@ -81,6 +81,7 @@ def serving(default_model: Path) -> Iterator[Serving]:
 
 
 def test_the_decision_comes_first(serving: Serving) -> None:
+    until(lambda: bool(serving.workers()))
     at = {text: next(i for i, line in enumerate(serving.log) if text in line) for text in (
         f"model: {MODEL}, float32, on cpu:", "[full] attention on cpu:", "[full] prefill runs ", "[full] decode runs ",
         "loading the weights from ", " serves after ")}
