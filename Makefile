@@ -63,7 +63,7 @@ $(stamp): .venv/made-with pyproject.toml constraints.txt
 ifneq ($(TORCH),none)
 	$(pip) install -c .venv/constraints.txt "$(TORCH)"
 endif
-	$(pip) install -q -c .venv/constraints.txt -e ".[generate,bench,test,lint]"
+	$(pip) install -q -c .venv/constraints.txt -e ".[generate,serve,bench,test,lint]"
 	$(pip) install -q -c .venv/constraints.txt --no-deps accelerate psutil
 	@.venv/bin/python ci/check_torch.py "$(TORCH)"
 	@touch $@ $(kernels)

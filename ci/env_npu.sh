@@ -21,7 +21,8 @@ if [ ! -e .venv-npu/installed ] || [ constraints.txt -nt .venv-npu/installed ] |
     # torch first and alone, so that nothing after it can choose another; accelerate depends on it, hence --no-deps.
     { "${PYTHON:-python3}" -m venv --clear .venv-npu &&
         "$python" -m pip install -q -c constraints.txt torch==2.13.0 torch-npu==2.13.0 pytest &&
-        "$python" -m pip install -q -c constraints.txt transformers gguf numpy tqdm jinja2 packaging setuptools &&
+        "$python" -m pip install -q -c constraints.txt transformers gguf numpy tqdm jinja2 packaging setuptools \
+            fastapi uvicorn pydantic prometheus_client &&
         "$python" -m pip install -q -c constraints.txt --no-deps accelerate psutil &&
         touch .venv-npu/installed; } || failed
 fi
@@ -48,5 +49,5 @@ for feature in non_causal encoder "empty rows"; do
         "$python" ci/verify_emulated.py ascend --quick --case "$feature" || failed
 done
 TORCH_DEVICE_BACKEND_AUTOLOAD=0 "$python" -m hal.default_model >/dev/null || failed
-HAL_TEST_ENV=npu "$python" -m pytest -q tests/env_npu/test_generate.py tests/env_npu/test_batching.py || failed
+HAL_TEST_ENV=npu "$python" -m pytest -q tests/env_npu/test_generate.py tests/env_npu/test_batching.py tests/env_npu/test_serve.py || failed
 echo PASSED

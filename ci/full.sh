@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The long run, on demand: the randomized tests with many fresh seeds, and every fault and mutant of the torch backend
-# against the whole conformance grid. Leaves a dated log in docs/evidence/.
+# The long run, on demand: the randomized tests with many fresh seeds, every fault and mutant of the torch backend
+# against the whole conformance grid, and ten minutes of `hal serve` under load. Leaves a dated log in docs/evidence/.
 set -u -o pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 mkdir -p ci/logs docs/evidence
@@ -20,5 +20,10 @@ HAL_TEST_SEEDS=$seeds HAL_TEST_MUTATIONS=full OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
     sed -E '/^[.sxXFE]+ +\[ *[0-9]+%\]$/d; /^bringing up nodes/d' | tail -n 40 |
     sed "s|$PWD/||g; s|$HOME|~|g" >>"$log"
 code=$?
+{
+    echo
+    echo "ci/soak_serve.py --minutes 10"
+    OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python ci/soak_serve.py --minutes 10 2>ci/logs/soak_serve.log
+} >>"$log" || code=1
 cat "$log"
 exit "$code"

@@ -16,7 +16,7 @@ from hal import __version__, env
 from hal.decision import NoBackendError
 from hal.platform import PlatformNotFoundError
 
-COMMANDS = ("devices", "backends", "explain", "generate", "verify", "bench", "run")
+COMMANDS = ("devices", "backends", "explain", "generate", "verify", "bench", "serve", "run")
 _EPILOG = """examples:
   hal devices
   hal backends --platform npu
@@ -24,6 +24,7 @@ _EPILOG = """examples:
   hal generate "What is the capital of France?"
   hal bench --device cpu --phase decode
   hal run program.py arguments...
+  hal serve --port 8000
 `hal COMMAND --help` has more.
 
 exit codes: 0 done, 1 the answer is no, 2 the question was wrong (one line on stderr)

@@ -187,11 +187,12 @@ def _settings(args: argparse.Namespace) -> Iterator[tuple[str, str, Any, str]]:
 
 def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object in which no key stands twice; json keeps the last one silently."""
-    keys = [key for key, _ in pairs]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{twice!r} stands twice in one JSON object: give one of them")
-    return dict(pairs)
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} stands twice in one JSON object: give one of them")
+        found[key] = value
+    return found
 
 
 def _objects(kinds: Any, said: str) -> dict[str, dict[str, Any]]:

@@ -86,6 +86,7 @@ VARIABLES: Mapping[str, Variable] = {
     "HAL_FLASH_ATTN_PYTHON": Variable(_text, None, "set by `hal run`: the Python environment that it serves"),
     "HAL_CPU_ISA": Variable(_isa, None, "variant of the cpu backend's kernels; unset: the best that the CPU runs"),
     "HAL_PROBE_TIMEOUT": Variable(_seconds, 60.0, "seconds a vendor package may take to import in a probe"),
+    "HAL_API_KEY": Variable(_text, None, "key that hal serve asks its clients for"),
     "HAL_CACHE_DIR": Variable(_text, None, "folder for prepared models; default: the user's cache folder"),
 }
 

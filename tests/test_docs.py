@@ -22,6 +22,7 @@ from hal.platforms import table as platform_table
 
 ROOT = Path(__file__).parents[1]
 SELECTION, README = (ROOT / "docs" / "selection.md").read_text(), (ROOT / "README.md").read_text()
+SERVING = (ROOT / "docs" / "serving.md").read_text()
 BACKENDS_PAGE = (ROOT / "docs" / "backends.md").read_text()
 FIX = "run: python ci/backends_doc.py"
 MODEL = {"model_type": "gpt_oss", "hidden_size": 2880, "num_attention_heads": 64, "num_key_value_heads": 8,
@@ -283,21 +284,25 @@ def test_levels_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| `aiter` | compiled | gfx950 | - |" in DOC._levels()
 
 
-@pytest.mark.parametrize(("command", "code"), [*commands(SELECTION), *commands(README)],
+@pytest.mark.parametrize(("command", "code"), [*commands(SELECTION), *commands(README), *commands(SERVING)],
                          ids=lambda value: str(value)[:60])
 def test_command_runs_as_stated(command: str, code: int, tmp_path: Path, request: pytest.FixtureRequest,
-                                capsys: pytest.CaptureFixture[str]) -> None:
+                                monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MODEL))
     argv = [str(tmp_path) if word == "DIR" else word for word in shlex.split(command, comments=True)[1:]]
     if argv[0] == "generate":
         request.getfixturevalue("default_model")
         argv += ["--max-new-tokens", "1"]  # as shown, but shorter
+    if argv[0] == "serve":
+        request.getfixturevalue("default_model")
+        # As shown, up to where it would listen: tests/test_serve_model.py goes on from there.
+        monkeypatch.setattr("hal.serving.server.run", lambda settings: 0)
     assert main(argv) == code, capsys.readouterr().err
 
 
 def test_there_are_commands_to_run() -> None:
     shown = {command.split()[1] for command, _ in [*commands(SELECTION), *commands(README)]}
-    assert shown >= {"explain", "backends", "devices", "generate"}
+    assert shown >= {"explain", "backends", "devices", "generate", "serve"}
     assert {code for _, code in commands(SELECTION)} == {0, 1, 2}
 
 

@@ -34,6 +34,10 @@ VENDORS = (
     "accelerate",
     "tqdm",
     "jinja2",
+    "fastapi",
+    "pydantic",
+    "uvicorn",
+    "prometheus_client",
 )
 
 # What must be free, and whether it may load the plugins that are installed.
@@ -60,6 +64,7 @@ FREE = [
     ("from hal.__main__ import main; main(['generate', '--help'])", True),
     ("from hal.__main__ import main; main(['run', '--help'])", True),
     ("import hal.compat; hal.compat.install", False),
+    ("from hal.__main__ import main; main(['serve', '--help'])", True),
 ]
 _REPORT = "\nimport json, sys\nsys.stderr.write('\\n' + json.dumps(sorted(sys.modules)))"
 

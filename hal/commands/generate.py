@@ -14,6 +14,7 @@ from typing import Any
 
 from hal import default_model
 from hal.cli_args import AttentionArgs, Once, add_cli_args, from_cli_args
+from hal.commands.output import announcement
 from hal.config import DTYPES, LayerKind
 from hal.decision import Decision, NoBackendError
 from hal.platform import Platform, detect
@@ -77,11 +78,8 @@ def _run(args: argparse.Namespace) -> int:
         kinds = [LayerKind(k.kind, k.layers, k.config.replace(dtype=args.dtype)) for k in kinds]
     decisions = _decide(attention, kinds, platform)
     _say(f"model: {name}, {kinds[0].config.dtype}, on {platform} ({platform.name})")
-    for kind, decision in decisions.items():
-        _say(f"[{kind}] {decision.summary()}")
-        for phase in (decision.prefill, decision.decode):
-            level = next(c.level for c in phase.candidates if c.backend == phase.chosen)
-            _say(f"[{kind}] {phase.phase} runs {phase.target} (verification level: {level})")
+    for line in announcement(decisions):
+        _say(line)
     model, tokenizer = _load(folder, kinds, decisions)
     result = _generate(model, tokenizer, args)
     _check_served(model, kinds, decisions)

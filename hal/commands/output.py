@@ -1,13 +1,34 @@
-"""What a command writes at its end must be writable before it begins."""
+"""What several commands say, or ask before they begin."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from hal.decision import Decision, PhaseDecision
+
+
+def announcement(decisions: Mapping[str, Decision]) -> list[str]:
+    """What will serve a model, as lines: for each kind of layer what was chosen, why, and the functions it ends in."""
+    lines = []
+    for kind, decision in decisions.items():
+        lines.append(f"[{kind}] {decision.summary()}")
+        lines += [f"[{kind}] {phase.phase} runs {phase.target} (verification level: {level_of(phase)})"
+                  for phase in (decision.prefill, decision.decode)]
+    return lines
+
+
+def level_of(phase: PhaseDecision) -> str:
+    """The verification level of what was chosen."""
+    return next(c.level for c in phase.candidates if c.backend == phase.chosen)
 
 
 def check_target(flag: str, file: str) -> None:
-    """Raises ValueError where the file that `flag` names can't be written: a folder, one that is not there ..."""
+    """What a command writes at its end must be writable before it begins.
+
+    Raises ValueError where the file that `flag` names can't be written: a folder, one that is not there ...
+    """
     path = Path(file)
     folder = path.absolute().parent
     if path.is_dir():

@@ -8,6 +8,7 @@ the pool: a request holds at most sliding_window - 1 + max_batch_tokens tokens a
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from math import ceil, lcm
 from types import SimpleNamespace
@@ -83,7 +84,7 @@ class Cache(PagedAttentionCache):
         self.bytes_per_sector = lcm(*(each.bytes_per_block for each in allocators), 128)
         self.num_sectors = max(1, ceil(num_pages * page_bytes(kinds, dtype, page_size) / self.bytes_per_sector))
         kept = self.num_sectors * self.bytes_per_sector
-        self.cache_tensor = torch.zeros(kept + 2 * self.bytes_per_sector, dtype=torch.uint8, device=device)
+        self.cache_tensor = _zeros(kept + 2 * self.bytes_per_sector, device)
         self.pool = CachePool(self.num_sectors, len(allocators))
         for each in allocators:
             each.register_cache_tensor(self.bytes_per_sector, kept, self.cache_tensor, self.pool)
@@ -121,6 +122,14 @@ class Cache(PagedAttentionCache):
         kept = sum(len(each.ledger.cached_blocks) * each.bytes_per_block for each in self.cache_allocators.values())
         free = self.compute_free_capacity() + kept / (self.num_sectors * self.bytes_per_sector)
         return max(0.0, 1.0 - float(free))
+
+
+def _zeros(size: int, device: Any) -> torch.Tensor:
+    """Zeros, uint8 [size]. On a CPU the system gives memory when it is first touched, zero already, where torch.zeros
+    would touch all of it: seconds, and gigabytes that an idle server does not need."""
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
 
 def page_bytes(kinds: Sequence[LayerKind], dtype: torch.dtype, page_size: int) -> int:
