@@ -35,6 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from hal.commands.numbers import count, counts
 from hal.progress import Progress
 from hal.text import table
 
@@ -247,29 +248,19 @@ def main(argv: list[str] | None = None) -> int:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="auto", help="HAL's attention backend (default: auto)")
-    parser.add_argument("--page-size", type=_number, metavar="N", help="HAL's (default: what the backend prefers)")
+    parser.add_argument("--page-size", type=count, metavar="N", help="HAL's (default: what the backend prefers)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model's folder (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--requests", type=_numbers, default=[1, 8, 32], metavar="N,M", help="default: 1,8,32")
-    parser.add_argument("--prompt", type=_number, default=200, metavar="N", help="least tokens (default: 200)")
-    parser.add_argument("--new-tokens", type=_number, default=64, metavar="N", help="of each request (default: 64)")
-    parser.add_argument("--max-batch-tokens", type=_number, default=1024, metavar="N", help="default: 1024")
-    parser.add_argument("--rounds", type=_number, default=5, metavar="N", help="turns of each (default: 5)")
-    parser.add_argument("--threads", type=_number, default=1, metavar="N", help="torch's threads (default: 1)")
+    parser.add_argument("--requests", type=counts, default=[1, 8, 32], metavar="N,M", help="default: 1,8,32")
+    parser.add_argument("--prompt", type=count, default=200, metavar="N", help="least tokens (default: 200)")
+    parser.add_argument("--new-tokens", type=count, default=64, metavar="N", help="of each request (default: 64)")
+    parser.add_argument("--max-batch-tokens", type=count, default=1024, metavar="N", help="default: 1024")
+    parser.add_argument("--rounds", type=count, default=5, metavar="N", help="turns of each (default: 5)")
+    parser.add_argument("--threads", type=count, default=1, metavar="N", help="torch's threads (default: 1)")
     parser.add_argument("--tie", type=float, default=TIE, metavar="X", help=f"default: {TIE}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, print this report")
     return parser.parse_args(argv)
-
-
-def _number(given: str) -> int:
-    if not given.isdecimal() or int(given) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {given!r}")
-    return int(given)
-
-
-def _numbers(given: str) -> list[int]:
-    return [_number(part.strip()) for part in given.split(",")]
 
 
 if __name__ == "__main__":

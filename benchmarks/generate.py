@@ -35,6 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from hal.commands.numbers import count, counts
 from hal.progress import Progress
 from hal.text import table
 
@@ -288,12 +289,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", help="HAL's backend (default: cpu where it is built, else torch)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model's folder (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--sequences", type=_numbers, default=list(SEQUENCES), metavar="N,M", help="default: 1,8,32")
-    parser.add_argument("--context", type=_numbers, default=list(CONTEXTS), metavar="N,M", help="default: 100,2000")
+    parser.add_argument("--sequences", type=counts, default=list(SEQUENCES), metavar="N,M", help="default: 1,8,32")
+    parser.add_argument("--context", type=counts, default=list(CONTEXTS), metavar="N,M", help="default: 100,2000")
     parser.add_argument("--quick", action="store_true", help="1 and 8 sequences of 100 tokens")
-    parser.add_argument("--new-tokens", type=_number, default=32, metavar="N", help="of each sequence (default: 32)")
-    parser.add_argument("--rounds", type=_number, default=5, metavar="N", help="turns in a cell (default: 5)")
-    parser.add_argument("--threads", type=_number, metavar="N", help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--new-tokens", type=count, default=32, metavar="N", help="of each sequence (default: 32)")
+    parser.add_argument("--rounds", type=count, default=5, metavar="N", help="turns in a cell (default: 5)")
+    parser.add_argument("--threads", type=count, metavar="N", help="torch's threads (default: torch's own choice)")
     parser.add_argument("--same-cache", action="store_true", help="transformers' own cache for HAL too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     parser.add_argument("--show", type=Path, metavar="FILE", nargs="+", help="measure nothing, print these reports")
@@ -303,16 +304,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.quick:
         args.sequences, args.context = [1, 8], [100]
     return args
-
-
-def _number(given: str) -> int:
-    if not given.isdecimal() or int(given) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {given!r}")
-    return int(given)
-
-
-def _numbers(given: str) -> list[int]:
-    return [_number(part.strip()) for part in given.split(",")]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import sys
@@ -166,6 +167,23 @@ def detect(device: str = "auto", host: Host | None = None) -> Platform:
             if found:
                 return found
     raise not_found(asked, probe_all(host))
+
+
+@functools.cache
+def platform_of(device: Any, whose: str = "the model is on device") -> Platform:
+    """The Platform of a torch.device. torch says "cuda" for ROCm too: platforms are asked in their order.
+
+    Raises ValueError, which begins with `whose`, for a device that HAL has not found on this machine.
+    """
+    import torch
+
+    here = [found for status in probe_all() for found in status.devices]
+    wanted = torch.device(device.type, 0) if device.index is None and device.type != "cpu" else device
+    for found in here:
+        if torch.device(found.torch_device) == wanted:
+            return found
+    raise ValueError(f"{whose} {device}, which is no device that HAL found on this machine "
+                     f"(here: {', '.join(f'{d.torch_device} ({d})' for d in here)})")
 
 
 def wanted_device(device: str, host: Host) -> tuple[Platform | None, str]:

@@ -443,7 +443,7 @@ def test_kernels_that_nobody_announced_are_named_once(caplog: pytest.LogCaptureF
     from hal.compat.flash_attn import flash_attn_func
 
     settings.use(settings.Settings("cpu", "auto"))
-    usual = binding.usual(binding._platform(torch.device("cpu"))).decode.chosen
+    usual = binding.usual(binding.platform_of(torch.device("cpu"))).decode.chosen
     for dim in (32, 16, 16):
         x = torch.randn(1, 2, 2, dim)
         flash_attn_func(x, x, x)

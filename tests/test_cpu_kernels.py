@@ -128,7 +128,7 @@ def test_a_variant_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 @built
 def test_a_variant_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = library.Library(None, None, ("generic",))
+    one = library.Library(None, None, ("generic",), "generic")
     monkeypatch.setenv("HAL_CPU_ISA", "x86_64_v4")
     with pytest.raises(ValueError, match=r"HAL_CPU_ISA='x86_64_v4': this CPU or this build .* \(it has: generic\)"):
         one.isa()

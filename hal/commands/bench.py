@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from hal.bench.limits import BYTES
 from hal.bench.shapes import PHASES, shapes_of
 from hal.cli_args import Once
 from hal.commands.explain import _fields as config_fields
+from hal.commands.numbers import count, counts, whole
 from hal.commands.output import check_target
 from hal.config import DTYPES, AttentionConfig, LayerKind, MLADims
 
@@ -57,12 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to time")
     what.add_argument("--phase", metavar="A,B", type=_names, default=["decode", "prefill", "mixed"], **one,
                       help=f"some of {', '.join(PHASES)} (default: decode,prefill,mixed)")
-    what.add_argument("--batch", metavar="N,M", type=_numbers, **one, help="sequences in a call")
-    what.add_argument("--seqlen", metavar="N,M", type=_numbers, **one, help="keys of each sequence, in tokens")
-    what.add_argument("--chunk", metavar="N", type=_number, **one,
+    what.add_argument("--batch", metavar="N,M", type=counts, **one, help="sequences in a call")
+    what.add_argument("--seqlen", metavar="N,M", type=counts, **one, help="keys of each sequence, in tokens")
+    what.add_argument("--chunk", metavar="N", type=count, **one,
                       help="tokens of a prefill chunk in extend and mixed (default: 256)")
     for flag, metavar in (("--heads", "N"), ("--kv-heads", "N"), ("--head-dim", "N"), ("--page-size", "N")):
-        what.add_argument(flag, metavar=metavar, type=_number, **one)
+        what.add_argument(flag, metavar=metavar, type=count, **one)
     what.add_argument("--dtype", choices=DTYPES, **one)
     what.add_argument("--kv-cache-dtype", choices=("auto", *BYTES), **one)
     what.add_argument("--mla", action="store_true",
@@ -76,10 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="samples of everyone on each shape, 3 or more")
     amount.add_argument("--seconds", metavar="S", type=_seconds, default=4.0, **one,
                         help="time for each shape, but 9 samples at least (default: 4)")
-    how.add_argument("--threads", metavar="N", type=_number, **one,
+    how.add_argument("--threads", metavar="N", type=count, **one,
                      help="torch's threads on a CPU (default: as many as torch starts with)")
-    how.add_argument("--seed", metavar="N", type=_whole, default=0, **one, help="of inputs and order (default: 0)")
-    how.add_argument("--cold-mib", metavar="N", type=_number, default=256, **one,
+    how.add_argument("--seed", metavar="N", type=whole, default=0, **one, help="of inputs and order (default: 0)")
+    how.add_argument("--cold-mib", metavar="N", type=count, default=256, **one,
                      help="MiB of inputs that calls rotate over (default: 256)")
     how.add_argument("--graph", action="store_true", help="replay captured graphs (accelerators)")
     how.add_argument("--no-check", action="store_true", help="do not compare with the oracle, and say so")
@@ -229,26 +229,8 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _whole(text: str, least: int = 0) -> int:
-    if not text.isdecimal() or not least <= int(text) < 1 << 40:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
-    return int(text)
-
-
-def _number(text: str) -> int:
-    return _whole(text, 1)
-
-
 def _rounds(text: str) -> int:
-    return _whole(text, 3)  # fewer have no spread: one in each pass
-
-
-def _numbers(text: str) -> list[int]:
-    parse: Callable[[str], int] = _number
-    numbers = [parse(part.strip()) for part in text.split(",")]
-    if len(set(numbers)) < len(numbers):
-        raise argparse.ArgumentTypeError(f"must not have a number twice, got {text!r}")
-    return numbers
+    return whole(text, 3)  # fewer have no spread: one in each pass
 
 
 def _seconds(text: str) -> float:

@@ -14,11 +14,11 @@ from typing import Any
 
 from hal import default_model
 from hal.cli_args import AttentionArgs, Once, add_cli_args, from_cli_args
-from hal.commands.output import announcement
+from hal.commands.numbers import count
+from hal.commands.output import announcement, decided
 from hal.config import DTYPES, LayerKind
-from hal.decision import Decision, NoBackendError
-from hal.platform import Platform, detect
-from hal.selection import explain_kinds
+from hal.decision import Decision
+from hal.platform import detect
 
 HELP = "generate text with a language model whose attention is HAL's"
 EPILOG = """examples:
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to say to the model")
     parser.add_argument("--model", metavar="DIR", action=Once,
                         help=f"folder of a transformers model (default: {default_model.NAME})")
-    parser.add_argument("--max-new-tokens", metavar="N", type=_tokens, default=64, action=Once,
+    parser.add_argument("--max-new-tokens", metavar="N", type=count, default=64, action=Once,
                         help="most tokens to generate (default: 64)")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", action=Once,
                         help="dtype of weights and attention (default: auto, the model's)")
@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     kinds = hosted.layer_kinds(folder)
     if args.dtype != "auto":
         kinds = [LayerKind(k.kind, k.layers, k.config.replace(dtype=args.dtype)) for k in kinds]
-    decisions = _decide(attention, kinds, platform)
+    decisions = decided(attention, attention.apply(kinds), platform)
     _say(f"model: {name}, {kinds[0].config.dtype}, on {platform} ({platform.name})")
     for line in announcement(decisions):
         _say(line)
@@ -106,14 +106,6 @@ def _refuse(args: argparse.Namespace, attention: AttentionArgs) -> None:
     for dtype in asked - {None, "auto"}:
         raise ValueError(f"--kv-cache-dtype {dtype} is not supported here: transformers caches in the "
                          "model's dtype (supported: auto)")
-
-
-def _decide(attention: AttentionArgs, kinds: list[LayerKind], platform: Platform) -> dict[str, Decision]:
-    choices = {kind.kind: attention.choice(kind.kind) for kind in kinds}
-    decisions = explain_kinds(attention.apply(kinds), platform, choices)
-    if not all(decision.complete for decision in decisions.values()):
-        raise NoBackendError(decisions, " + ".join(dict.fromkeys(str(choice) for choice in choices.values())))
-    return decisions
 
 
 def _load(folder: Path, kinds: list[LayerKind], decisions: dict[str, Decision]) -> tuple[Any, Any]:
@@ -227,12 +219,6 @@ def _check_served(model: Any, kinds: list[LayerKind], decisions: dict[str, Decis
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _tokens(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return int(text)
 
 
 def _seed(text: str) -> int:

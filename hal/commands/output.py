@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hal.decision import Decision, PhaseDecision
+from hal.cli_args import AttentionArgs
+from hal.config import LayerKind
+from hal.decision import Decision, NoBackendError, PhaseDecision
+from hal.platform import Platform
+from hal.selection import explain_kinds
+
+
+def decided(attention: AttentionArgs, kinds: Sequence[LayerKind], platform: Platform) -> dict[str, Decision]:
+    """Kind of layer -> what serves it, with the backends that the command line asked for. kinds: as attention.apply()
+    gives them. Raises NoBackendError with the whole table."""
+    choices = {kind.kind: attention.choice(kind.kind) for kind in kinds}
+    decisions = explain_kinds(kinds, platform, choices)
+    if not all(decision.complete for decision in decisions.values()):
+        raise NoBackendError(decisions, " + ".join(dict.fromkeys(str(choice) for choice in choices.values())))
+    return decisions
 
 
 def announcement(decisions: Mapping[str, Decision]) -> list[str]:

@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 from hal import default_model, env
-from hal.cli_args import AttentionArgs, Once, add_cli_args, from_cli_args
-from hal.commands.output import announcement, level_of
+from hal.cli_args import Once, add_cli_args, from_cli_args
+from hal.commands.numbers import count, whole
+from hal.commands.output import announcement, decided, level_of
 from hal.config import DTYPES
-from hal.decision import Decision, NoBackendError
-from hal.platform import Platform, detect
-from hal.selection import explain_kinds
+from hal.decision import Decision
+from hal.platform import detect
 
 HELP = "serve a language model whose attention is HAL's, with the OpenAI API"
 EPILOG = """examples:
@@ -59,11 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-model-len", metavar="N", type=_length, action=Once,
                         help="tokens of prompt and answer together (default: what the model and the cache take)")
-    limits.add_argument("--max-running", metavar="N", type=_count, default=32, action=Once,
+    limits.add_argument("--max-running", metavar="N", type=count, default=32, action=Once,
                         help="requests that the engine has at once (default: 32)")
-    limits.add_argument("--max-queue", metavar="N", type=_count, default=256, action=Once,
+    limits.add_argument("--max-queue", metavar="N", type=count, default=256, action=Once,
                         help="requests that may wait for it; more get 429 (default: 256)")
-    limits.add_argument("--max-batch-tokens", metavar="N", type=_count, default=2048, action=Once,
+    limits.add_argument("--max-batch-tokens", metavar="N", type=count, default=2048, action=Once,
                         help="new tokens of one step; longer prompts come in chunks (default: 2048)")
     limits.add_argument("--kv-cache-memory", metavar="SIZE", type=_size, action=Once,
                         help="e.g. 20GiB (default: 80%% of an accelerator's free memory; on a CPU an eighth of the "
@@ -109,9 +109,11 @@ def _run(args: argparse.Namespace) -> int:
 
     hosted.version_check()
     platform = detect(attention.device)
+    from hal.integrations.transformers_batching import batchable_kinds  # imports torch: after the devices were asked
+
     folder = default_model.prepare(_say) if args.model is None else Path(args.model).resolve()
     name = args.served_model_name or folder.name
-    decisions = _decide(attention, folder, args.dtype, platform)
+    decisions = decided(attention, batchable_kinds(folder, attention, args.dtype), platform)
     _say(f"model: {name}, {next(iter(decisions.values())).config.dtype}, on {platform} ({platform.name})")
     for line in announcement(decisions):
         _say(line)
@@ -158,17 +160,6 @@ def _refuse(args: argparse.Namespace) -> str | None:
     return key
 
 
-def _decide(attention: AttentionArgs, folder: Path, dtype: str, platform: Platform) -> dict[str, Decision]:
-    from hal.integrations.transformers_batching import batchable_kinds
-
-    kinds = batchable_kinds(folder, attention, dtype)
-    choices = {kind.kind: attention.choice(kind.kind) for kind in kinds}
-    decisions = explain_kinds(kinds, platform, choices)
-    if not all(decision.complete for decision in decisions.values()):
-        raise NoBackendError(decisions, " + ".join(dict.fromkeys(str(choice) for choice in choices.values())))
-    return decisions
-
-
 def _labels(name: str, decisions: dict[str, Decision]) -> list[dict[str, str]]:
     return [{"model": name, "device": str(d.platform), "kind": kind, "phase": phase.phase, "backend": str(phase.chosen),
              "target": str(phase.target), "level": level_of(phase), "dtype": d.config.dtype,
@@ -180,17 +171,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return int(text)
-
-
 def _length(text: str) -> int:
-    """A token of the prompt and one of the answer, or more."""
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 2, got {text!r}")
-    return int(text)
+    return whole(text, 2)  # a token of the prompt and one of the answer
 
 
 def _port(text: str) -> int:

@@ -6,14 +6,13 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from hal import env, registry
 from hal.attention import AttentionImpl, get_attention_impl
 from hal.compat import settings
 from hal.config import DTYPES, AttentionConfig, MLADims
-from hal.platform import Platform, detect, probe_all
+from hal.platform import Platform, detect, platform_of
 from hal.selection import explain
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def forget() -> None:
     with _lock:
         _bound.clear()
         _said.clear()
-        _platform.cache_clear()
+        platform_of.cache_clear()
 
 
 def find(q: Tensor, k: Tensor, v: Tensor, page_size: int | None, causal: bool, window: tuple[int, int], chunk: int,
@@ -67,7 +66,7 @@ def find(q: Tensor, k: Tensor, v: Tensor, page_size: int | None, causal: bool, w
 
 
 def _bind(device: Any, dtype: Any, heads: tuple[int, int], *more: Any) -> Bound:
-    platform = _platform(device)
+    platform = platform_of(device, "q: got a tensor on")
     _refuse_other_devices(platform)
     impl = get_attention_impl(config_of(dtype, *heads, *more), platform, settings.current().backend)
     _say(impl)
@@ -98,20 +97,6 @@ def config_of(dtype: Any, heads: int, dim: int, kv_heads: int, dim_v: int, page_
     if kv_heads != 1:
         raise ValueError(f"qv: got a tensor with {kv_heads} KV heads, expected 1: HAL serves qv as absorbed MLA")
     return AttentionConfig(mla=MLADims(kv_lora_rank=dim_v, qk_rope_head_dim=dim), **common)
-
-
-@cache
-def _platform(device: Any) -> Platform:
-    """The Platform of a torch.device. torch says "cuda" for ROCm too: platforms are asked in their order."""
-    import torch
-
-    here = [found for status in probe_all() for found in status.devices]
-    wanted = torch.device(device.type, 0) if device.index is None and device.type != "cpu" else device
-    for found in here:
-        if torch.device(found.torch_device) == wanted:
-            return found
-    raise ValueError(f"q: got a tensor on {device}, which is no device that HAL found on this machine "
-                     f"(here: {', '.join(f'{d.torch_device} ({d})' for d in here)})")
 
 
 def _refuse_other_devices(platform: Platform) -> None:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from hal.attention import AttentionImpl, get_attention_impl
 from hal.config import AttentionConfig
 from hal.integrations.transformers_mask import even_cu_seqlens, padding_of
-from hal.platform import Platform, probe_all
+from hal.platform import Platform, platform_of
 from hal.selection import Choice
 
 if TYPE_CHECKING:
@@ -175,16 +175,3 @@ def _layer(module: Any, query: Tensor, key: Tensor, value: Tensor, causal: bool,
 def _impl(config: AttentionConfig, platform: Platform, choice: Choice) -> AttentionImpl:
     """One impl for all layers that are alike, of all models."""
     return get_attention_impl(config, platform, choice.backend, choice.prefill_backend, choice.decode_backend)
-
-
-@cache
-def platform_of(device: Any) -> Platform:
-    """The Platform of a torch.device. torch says "cuda" for ROCm too: platforms are asked in their order."""
-    import torch
-
-    here = [found for status in probe_all() for found in status.devices]
-    for found in here:
-        if torch.device(found.torch_device) == device:
-            return found
-    raise ValueError(f"the model is on device {device}, which is none that HAL found on this machine "
-                     f"(here: {', '.join(f'{d.torch_device} ({d})' for d in here)})")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +26,13 @@ from hal.cli_args import AttentionArgs
 from hal.config import LayerKind
 from hal.decision import Decision
 from hal.integrations import transformers as hosted
-from hal.integrations.transformers_attention import platform_of
 from hal.models import kinds_from_model
-from hal.platform import Platform, detect
+from hal.platform import Platform, detect, platform_of
 
 hosted.version_check()  # before anything of transformers' inside is imported
 
 from hal.integrations import transformers_batching_attention as paged  # noqa: E402
+from hal.integrations import transformers_batching_limits as limits  # noqa: E402
 from hal.integrations.transformers_batching_events import Event  # noqa: E402
 from hal.integrations.transformers_batching_sampling import Sampling  # noqa: E402
 
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchedModel", "Event", "Sampling"]
 logger = logging.getLogger("hal")
-_LESS = "lower num_pages, or give a lower cache_bytes"
 _CLOSED = "the model was closed before this request ended"
 
 
@@ -94,9 +92,10 @@ class BatchedModel:
         self.decisions: dict[str, Decision] = {name: impl.decision for name, impl in impls.items()}
         self.page_size = int(next(iter(self.decisions.values())).page_size or 0)
         if cache_bytes is not None:
-            _must_fit(f"cache_bytes {cache_bytes}", cache_bytes, self.platform)
+            limits.must_fit(f"cache_bytes {cache_bytes}", cache_bytes, self.platform)
         if num_pages is not None:
-            _must_fit(f"num_pages {num_pages}", num_pages * _page_bytes(self.kinds, self.page_size), self.platform)
+            limits.must_fit(f"num_pages {num_pages}", num_pages * limits.page_bytes(self.kinds, self.page_size),
+                            self.platform)
         self.tokenizer: Any = None
         self._before: str | None = None
         self._model = self._load(Path(folder)) if folder is not None else self._take(model)
@@ -226,14 +225,14 @@ class BatchedModel:
     def _start(self, impls: Mapping[str, Any], num_pages: int | None, cache_bytes: int | None, share: bool) -> None:
         import torch
 
-        from hal.integrations.transformers_batching_cache import Cache, page_bytes
+        from hal.integrations.transformers_batching_cache import Cache
         from hal.integrations.transformers_batching_loop import Loop
 
-        dtype, page = self._model.dtype, page_bytes(self.kinds, self._model.dtype, self.page_size)
+        dtype, page = self._model.dtype, limits.page_bytes(self.kinds, self.page_size)
         asked = f"num_pages {num_pages}" if cache_bytes is None else f"cache_bytes {cache_bytes}"
-        longest, why = _longest(self._model.config.get_text_config())
+        longest, why = limits.longest(self._model.config.get_text_config())
         if num_pages is None:
-            budget = _budget(self.platform) if cache_bytes is None else cache_bytes
+            budget = limits.budget(self.platform) if cache_bytes is None else cache_bytes
             num_pages = budget // page
             if cache_bytes is None:
                 num_pages = min(num_pages, self.max_requests * -(-longest // self.page_size))
@@ -245,7 +244,7 @@ class BatchedModel:
                           share)
         except (MemoryError, OSError, RuntimeError) as error:  # torch and the system say it in either way
             raise MemoryError(f"{asked} ({num_pages * page / 2**30:.1f} GiB) was not given by {self._model.device}: "
-                              f"{type(error).__name__}: {error}; {_LESS}") from error
+                              f"{type(error).__name__}: {error}; {limits.LESS}") from error
         self.num_pages = cache.num_sectors * cache.bytes_per_sector // page
         room = cache.longest()
         self.max_length = min(longest, room)
@@ -342,60 +341,6 @@ def impls_for(kinds: Sequence[LayerKind], args: AttentionArgs, platform: Platfor
 def _end_tokens(model: Any) -> tuple[int, ...]:
     ends = model.generation_config.eos_token_id
     return tuple(ends) if isinstance(ends, (list, tuple)) else () if ends is None else (ends,)
-
-
-def _longest(config: Any) -> tuple[int, str]:
-    """Most tokens of a request for the model's sake, and why.
-
-    Rotary embeddings that change with the longest sequence of a batch would make one request's answer depend on the
-    others: such a model is kept to the lengths where they do not.
-    """
-    longest = int(config.max_position_embeddings)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        first = int(rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None) or longest)
-        return min(first, longest), f"the model's longrope changes for a whole batch beyond {first} tokens"
-    return longest, f"the model's max_position_embeddings is {longest}"
-
-
-def _budget(platform: Platform) -> int:
-    """Bytes for the cache where nobody said: see BatchedModel."""
-    if platform.kind == "cpu":
-        return min(4 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
-    return int(_free_bytes(platform) * 0.8)
-
-
-def _free_bytes(platform: Platform) -> int:
-    """Memory that the device has to give; on a CPU without Linux's account of it, all that the machine has."""
-    import torch
-
-    if platform.kind != "cpu":
-        device = torch.device(platform.torch_device)
-        return int(torch.get_device_module(device).mem_get_info(device)[0])
-    account = Path("/proc/meminfo")
-    for line in account.read_text().splitlines() if account.exists() else ():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _page_bytes(kinds: Sequence[LayerKind], page_size: int) -> int:
-    """Bytes of one page, before there is a model."""
-    import torch
-
-    from hal.integrations.transformers_batching_cache import page_bytes
-
-    return page_bytes(kinds, getattr(torch, kinds[0].config.dtype), page_size)
-
-
-def _must_fit(asked: str, size: int, platform: Platform) -> None:
-    """Raise MemoryError for a cache that is larger than what is free. A CPU's system would hand it out all the same,
-    and end the process when it is filled."""
-    free = _free_bytes(platform)
-    if size > free:
-        raise MemoryError(f"{asked} ({size / 2**30:.1f} GiB) does not fit: {platform.torch_device} has "
-                          f"{free / 2**30:.1f} GiB free; {_LESS}")
 
 
 def _try(loop: Loop, layers: Sequence[paged.Layer], max_length: int) -> None:

@@ -18,7 +18,8 @@ import torch
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cache_allocators import CachePool, FullAttentionCacheAllocator
 
-from hal.config import AttentionConfig, LayerKind
+from hal.config import LayerKind
+from hal.integrations.transformers_batching_limits import page_bytes
 
 # A page table's entry for a page that slid out of the window: a block of the reserved first sector, which is never
 # written, so that a kernel that reads and masks it finds zeros.
@@ -82,7 +83,7 @@ class Cache(PagedAttentionCache):
         allocators = list(self.cache_allocators.values())
         # What all kinds divide into blocks, aligned as torch aligns tensors.
         self.bytes_per_sector = lcm(*(each.bytes_per_block for each in allocators), 128)
-        self.num_sectors = max(1, ceil(num_pages * page_bytes(kinds, dtype, page_size) / self.bytes_per_sector))
+        self.num_sectors = max(1, ceil(num_pages * page_bytes(kinds, page_size) / self.bytes_per_sector))
         kept = self.num_sectors * self.bytes_per_sector
         self.cache_tensor = _zeros(kept + 2 * self.bytes_per_sector, device)
         self.pool = CachePool(self.num_sectors, len(allocators))
@@ -130,11 +131,3 @@ def _zeros(size: int, device: Any) -> torch.Tensor:
     if device.type != "cpu":
         return torch.zeros(size, dtype=torch.uint8, device=device)
     return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
-
-
-def page_bytes(kinds: Sequence[LayerKind], dtype: torch.dtype, page_size: int) -> int:
-    """Bytes of one page: K and V of page_size tokens in every layer."""
-    def token(config: AttentionConfig) -> int:
-        return 2 * config.num_kv_heads * config.head_dim * dtype.itemsize
-
-    return page_size * sum(len(kind.layers) * token(kind.config) for kind in kinds)

@@ -22,9 +22,9 @@ from weakref import WeakKeyDictionary
 from hal.cli_args import AttentionArgs
 from hal.context import ForwardContext, forward_context
 from hal.integrations import transformers_batching_attention as paged
-from hal.integrations.transformers_attention import platform_of
 from hal.integrations.transformers_batching import batchable_kinds, impls_for
 from hal.integrations.transformers_batching_step import Pages
+from hal.platform import platform_of
 
 if TYPE_CHECKING:
     import torch

@@ -35,6 +35,8 @@ extern "C" {
 // Numbers of the ISA variants in this library that this CPU has, as bits; and of all that were built.
 HAL_EXPORT int64_t hal_cpu_isas(void);
 HAL_EXPORT int64_t hal_cpu_isas_built(void);
+// Number of the variant that serves this CPU best.
+HAL_EXPORT int64_t hal_cpu_best(void);
 // Attention of one call of either function of hal.contract.
 HAL_EXPORT int hal_cpu_attention(const HalCall* call);
 // write_kv_cache: rows of k and v to slots.

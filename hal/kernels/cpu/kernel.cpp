@@ -6,7 +6,6 @@
 #include <string.h>
 #include <type_traits>
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 #endif
 #if defined(__AMX_BF16__)
@@ -25,22 +24,8 @@ namespace HAL_NS {
 #include "rows_amx.h"
 #include "write.h"
 
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
-// VDPBF16PS does twice as much as an FMA on float32. AMD's cores are said to start as many of them, Intel's a quarter:
-// there float32 is twice as fast (measured on a Xeon with AMX: 113 and 225 GFLOP/s).
-static bool dots_pay() {
-    static int known = 0;
-    int found = __atomic_load_n(&known, __ATOMIC_RELAXED);
-    if (!found) {
-        unsigned a, b, c, d;
-        found = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx ? 1 : 2;
-        __atomic_store_n(&known, found, __ATOMIC_RELAXED);
-    }
-    return found == 2;
-}
-#endif
-
-static int run(const Job* j, int64_t i, int64_t next) {
+// DOTS: blocks of bfloat16 by VDPBF16PS, without AMX; else as float32. variants.h says who is served by which.
+template <bool DOTS> static int run(const Job* j, int64_t i, int64_t next) {
     const Item* then = next < 0 ? nullptr : &j->items[next];
     const Item& it = j->items[i];
     const HalCall& c = *j->call;
@@ -70,7 +55,7 @@ static int run(const Job* j, int64_t i, int64_t next) {
     return tiles<Parts<3>>(*j, it);
 #else
 #if defined(__AVX512BF16__)
-    if (pairs && dots_pay()) return tiles<Pairs>(*j, it);
+    if (DOTS && pairs) return tiles<Pairs>(*j, it);
 #endif
     return tiles<Fp32>(*j, it);
 #endif
@@ -94,5 +79,9 @@ static int ready() {
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {run, append, write, block_rows, ready};
+const Kernels kernels = {run<false>, append, write, block_rows, ready};
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+extern const Kernels dots;
+const Kernels dots = {run<true>, append, write, block_rows, ready};
+#endif
 }  // namespace HAL_NS

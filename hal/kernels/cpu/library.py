@@ -12,8 +12,8 @@ from typing import Any
 from hal import env
 from hal.torch_import import load_torch
 
-# In the order of variants.h; each needs more of the CPU than the one before.
-ISAS = ("generic", "x86_64_v3", "x86_64_v4", "x86_64_v4_bf16", "x86_64_v4_amx")
+# In the order of variants.h. v4_dot needs what v4_bf16 needs, and does blocks of bfloat16 by VDPBF16PS.
+ISAS = ("generic", "x86_64_v3", "x86_64_v4", "x86_64_v4_bf16", "x86_64_v4_dot", "x86_64_v4_amx")
 FOLDER = Path(__file__).parent
 FILE, REASON = "libhal_cpu.so", "not_built.txt"
 # Status of a call (abi.h).
@@ -23,14 +23,16 @@ _loading = threading.Lock()
 
 @dataclass(frozen=True)
 class Library:
-    """attention, write: the C functions, each taking one pointer and returning a status. isas: names this CPU runs."""
+    """attention, write: the C functions, each taking one pointer and returning a status. isas: names this CPU runs. best: the
+    one of them that is used where nobody says another."""
 
     attention: Any
     write: Any
     isas: tuple[str, ...]
+    best: str
 
     def isa(self) -> int:
-        """Number of the variant to use: HAL_CPU_ISA's, else the last that this CPU runs.
+        """Number of the variant to use: HAL_CPU_ISA's, else the best that this CPU runs.
 
         Raises ValueError where HAL_CPU_ISA names one that this CPU or this build lacks.
         """
@@ -38,7 +40,7 @@ class Library:
         if name is not None and name not in self.isas:
             raise ValueError(f"HAL_CPU_ISA={name!r}: this CPU or this build of HAL does not have it (it has: "
                              f"{', '.join(self.isas)})")
-        return ISAS.index(name or self.isas[-1])
+        return ISAS.index(name or self.best)
 
 
 def missing() -> str | None:
@@ -61,7 +63,7 @@ def _load() -> Library:
     library = ctypes.CDLL(str(FOLDER / FILE))
     from hal.kernels.cpu.call import CALL_SIZE, WRITE_SIZE
 
-    for name in ("isas", "isas_built", "sizeof"):
+    for name in ("isas", "isas_built", "best", "sizeof"):
         getattr(library, f"hal_cpu_{name}").restype = ctypes.c_int64
     sizes = (library.hal_cpu_sizeof(0), library.hal_cpu_sizeof(1))
     if sizes != (CALL_SIZE, WRITE_SIZE):
@@ -71,7 +73,7 @@ def _load() -> Library:
         getattr(library, f"hal_cpu_{name}").argtypes = [ctypes.c_char_p]
     bits = library.hal_cpu_isas()
     return Library(library.hal_cpu_attention, library.hal_cpu_write,
-                   tuple(name for i, name in enumerate(ISAS) if bits >> i & 1))
+                   tuple(name for i, name in enumerate(ISAS) if bits >> i & 1), ISAS[library.hal_cpu_best()])
 
 
 def load() -> Library:

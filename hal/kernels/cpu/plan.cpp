@@ -16,9 +16,11 @@ extern "C" int64_t hal_cpu_isas_built(void) {
 extern "C" int64_t hal_cpu_isas(void) {
     int64_t bits = 0;
     for (int i = 0; i < ISAS; i++)
-        if (VARIANTS[i] && cpu_has(i) && VARIANTS[i]->ready()) bits |= int64_t(1) << i;
+        if (runs(i)) bits |= int64_t(1) << i;
     return bits;
 }
+
+extern "C" int64_t hal_cpu_best(void) { return best(); }
 
 extern "C" int64_t hal_cpu_sizeof(int which) { return which ? sizeof(HalWrite) : sizeof(HalCall); }
 
