@@ -195,10 +195,13 @@ def test_a_signal_before_it_listens(default_model: Path, sent: signal.Signals, c
     process = subprocess.Popen([sys.executable, "-m", "hal", "serve", str(default_model), "--device", "cpu", "--port",
                                 "0", "--no-spare-worker"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    while (line := process.stderr.readline()) and not line.startswith("loading the weights"):
-        pass
-    process.send_signal(sent)
-    out, err = process.communicate(timeout=60)
+    try:
+        while (line := process.stderr.readline()) and not line.startswith("loading the weights"):
+            pass
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
