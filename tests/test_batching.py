@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from hal.cli_args import AttentionArgs
 from hal.commands import generate
+from hal.commands.output import decided
 from hal.integrations import transformers_batching_attention as paged
 from hal.integrations.transformers_batching import BatchedModel, Sampling
 from hal.integrations.transformers_batching_sampling import Chooser
@@ -484,7 +485,7 @@ def test_code_in_a_models_folder_is_refused_and_nobody_is_asked(way: str, tmp_pa
         if way == "batched":
             BatchedModel(tmp_path, num_pages=8)
         else:
-            generate._load(tmp_path, kinds, generate._decide(AttentionArgs(), kinds, detect("cpu")))
+            generate._load(tmp_path, kinds, decided(AttentionArgs(), kinds, detect("cpu")))
     assert not ran.exists()
 
 

@@ -45,6 +45,9 @@ def calls(version: int, make: Any) -> Iterator[tuple[str, Any]]:
         # The emulator of version 2 has an open right side open beside a left bound, also with more queries than keys.
         if version == 2 and left >= 0 and not 0 <= right < call.width_k and call.width_q > call.width_k:
             continue
+        # Version 2, told of one query a sequence at most, wants exactly one of each.
+        if version == 2 and call.width_q == 1 and any(len(s.q) != 1 for s in call.sequences):
+            continue
         # Positions before the first key: the kernel divides a negative number by the chunk, which nobody documents.
         if call.mask.get("attention_chunk") and any(len(s.q) > len(s.k) for s in call.sequences):
             continue
@@ -98,7 +101,10 @@ def cached(rng: random.Random, version: int, dtype: torch.dtype) -> Any:
         kind, _, _ = cases.bounds(version, call.mask.get("causal", False), *call.mask.get("window_size", (-1, -1)),
                                   call.mask.get("attention_chunk", 0), call.width_q, call.width_k)
         rotary = given.get("rotary_cos")
+        # Version 2 counts a group of heads as that many queries of a single one, and asks as many rows of the cache.
+        group = call.keywords["q"].shape[-2] // given["k_cache"].shape[2] if version == 2 else 1
         if not ("block_table" in given or ("k" in given and (kind == "local" or "cu_seqlens_q" in given))
+                or ("k" in given and group > call.width_k)
                 or (rotary is not None and rotary.shape[1] % 8)):
             return call
 

@@ -220,7 +220,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "_decide", interrupt)
+    monkeypatch.setattr(generate, "decided", interrupt)
     monkeypatch.setattr(module, "prepare", interrupt)
     assert main(["generate", "Hi"]) == 130
     assert capsys.readouterr().err.strip() == "hal: interrupted"

@@ -503,12 +503,15 @@ def test_health_and_requests_while_there_is_no_worker(folder: Path, prompts: Pro
 
 def test_a_spare_takes_over(folder: Path, prompts: Prompts) -> None:
     with Machine(folder, prompts, preload="serve_double:preload", spare_worker=True) as machine:
-        spare = machine.server.supervisor.spare
+        supervisor = machine.server.supervisor
+        until(lambda: supervisor.spare is not None)
+        spare = supervisor.spare
         assert spare is not None
         os.kill(machine.worker, signal.SIGKILL)
         until(lambda: machine.worker == spare.process.pid and machine.healthy())
         assert machine.complete(WORDS, 1).status == 200
-        following = machine.server.supervisor.spare
+        until(lambda: supervisor.spare is not None)
+        following = supervisor.spare
         assert following is not None
         assert following.process.pid != spare.process.pid
         os.kill(following.process.pid, signal.SIGKILL)  # a spare that died unseen

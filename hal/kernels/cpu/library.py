@@ -23,8 +23,8 @@ _loading = threading.Lock()
 
 @dataclass(frozen=True)
 class Library:
-    """attention, write: the C functions, each taking one pointer and returning a status. isas: names this CPU runs. best: the
-    one of them that is used where nobody says another."""
+    """attention, write: the C functions, each taking one pointer and returning a status. isas: names this CPU runs.
+    best: the one of them that is used where nobody says another."""
 
     attention: Any
     write: Any
