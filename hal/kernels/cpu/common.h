@@ -1,7 +1,5 @@
 // Addresses, queries and results, shared by the two attention kernels. Included inside HAL_NS.
 
-constexpr int64_t BN = 64;  // keys of one tile
-
 static const int64_t SIZES[] = {4, 2, 2, 1, 1, 4, 8, 1};
 INLINE int64_t size_of(const HalTensor& t) { return SIZES[t.dtype]; }
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -257,18 +255,17 @@ struct Scale {
 };
 
 // A block of scores of one row to weights, and what the row has so far brought up to a new maximum. n: keys, a multiple
-// of W. low, high: those that the row sees; seen: bytes per key, or null. before: called before the sums change; store:
-// takes the weights as n / W vectors. WHOLE: n is BN, all are seen, and there is no softcap.
-template <bool WHOLE, class Before, class Store>
+// of W and at most N. low, high: those that the row sees; seen: bytes per key, or null. store: takes the weights as n / W vectors.
+// WHOLE: n is N, all are seen, and there is no softcap.
+template <int N, bool WHOLE, class Store>
 INLINE void weigh(const float* s, int64_t n, int64_t low, int64_t high, const uint8_t* seen, const Scale& how,
-                  bool exact, float* top, float* total, float* sums, int64_t dv,
-                  Before before, Store store) {
+                  bool exact, float* top, float* total, float* sums, int64_t dv, Store store) {
     vf most = set1(-INFINITY);
-    vf x[BN / W];
+    vf x[N / W];
     const bool all = WHOLE || (low <= 0 && high >= n && !seen);
-    const int vectors = WHOLE ? BN / W : int(n / W);
+    const int vectors = WHOLE ? N / W : int(n / W);
 #pragma GCC unroll 16
-    for (int v = 0; v < BN / W; v++) {
+    for (int v = 0; v < N / W; v++) {
         if (v >= vectors) break;
         x[v] = loadf(s + v * W);
         if (!WHOLE && how.cap > 0) x[v] = tanh_of(x[v] * how.before);
@@ -288,7 +285,6 @@ INLINE void weigh(const float* s, int64_t n, int64_t low, int64_t high, const ui
         float m = hmax(most) * how.mult;
         float factor = exp2_one(*top - m);
         if (*top != -INFINITY) {
-            before();
             for (int64_t d = 0; d < dv; d += W) storef(sums + d, loadf(sums + d) * factor);
             storef(total, loadf(total) * factor);
         }
@@ -297,7 +293,7 @@ INLINE void weigh(const float* s, int64_t n, int64_t low, int64_t high, const ui
     const float shift = *top == -INFINITY ? 0.0f : *top;
     vf sum = loadf(total);
 #pragma GCC unroll 16
-    for (int v = 0; v < BN / W; v++) {
+    for (int v = 0; v < N / W; v++) {
         if (v >= vectors) break;
         x[v] = exp2_with(x[v] * how.mult - shift, exact);
         sum += x[v];
@@ -307,13 +303,13 @@ INLINE void weigh(const float* s, int64_t n, int64_t low, int64_t high, const ui
 }
 
 // The same, weights stored in a row as float32 or bfloat16.
-template <class E>
+template <int N, class E>
 INLINE void soften(float* s, E* weights, int64_t n, int64_t low, int64_t high, const uint8_t* seen, const Scale& how,
                    float* top, float* total, float* sums, int64_t dv) {
     auto store = [&](const vf* x, int vectors) {
         if (sizeof(E) == 4) {
 #pragma GCC unroll 16
-            for (int v = 0; v < BN / W; v++) {
+            for (int v = 0; v < N / W; v++) {
                 if (v >= vectors) break;
                 storef(reinterpret_cast<float*>(weights) + v * W, x[v]);
             }
@@ -321,12 +317,12 @@ INLINE void soften(float* s, E* weights, int64_t n, int64_t low, int64_t high, c
         }
 #if defined(__AVX512BF16__)
         // Two vectors in one store: what reads them reads 64 bytes, which two stores could not forward.
-        for (int v = 0; v < BN / W; v += 2) {
+        for (int v = 0; v < N / W; v += 2) {
             if (v >= vectors) break;
             _mm512_storeu_si512(weights + v * W, (__m512i)_mm512_cvtne2ps_pbh(
                 v + 1 < vectors ? (__m512)x[v + 1] : _mm512_setzero_ps(), (__m512)x[v]));
         }
 #endif
     };
-    weigh<false>(s, n, low, high, seen, how, sizeof(E) == 4, top, total, sums, dv, [] {}, store);
+    weigh<N, false>(s, n, low, high, seen, how, sizeof(E) == 4, top, total, sums, dv, store);
 }

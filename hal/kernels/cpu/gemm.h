@@ -18,7 +18,8 @@ struct Fp32 {
 template <int P> struct Parts {
     typedef uint16_t type;
     enum { pad = 32, parts = P };
-    static constexpr int partners(int plane) { return P == 2 ? 2 : P - plane; }  // planes of b that meet one of a
+    // Planes of b that meet one of a. all: of 2, see above.
+    static constexpr int partners(int plane, bool all) { return all && P == 2 ? 2 : P - plane; }
 };
 typedef Parts<1> Pairs;
 
@@ -29,7 +30,7 @@ template <class C> struct Left {
 };
 template <class C> struct Right {
     const word* at;
-    int64_t ld, plane;
+    int64_t ld, step, plane;  // step: from 16 columns to the next 16
 };
 
 // --- one block in registers: R rows, V vectors of columns ---
@@ -119,96 +120,73 @@ static void amx_zero() {
     _tile_zero(3);
 }
 // 32 numbers along k of it.
-template <class C> static void amx_square(const Left<C>& a, const Right<C>& b) {
+template <class C, bool ALL> static void amx_square(const Left<C>& a, const Right<C>& b) {
 #pragma GCC unroll 3
     for (int p = 0; p < C::parts; p++) {
         const uint16_t* x = a.at + p * a.plane;
         _tile_loadd(4, x, a.ld * 2);
         _tile_loadd(5, x + 16 * a.ld, a.ld * 2);
-        for (int q = 0; q < C::partners(p); q++) {
+        for (int q = 0; q < C::partners(p, ALL); q++) {
             const word* y = b.at + q * b.plane;
             _tile_loadd(6, y, b.ld * 4);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, y + 16, b.ld * 4);
+            _tile_loadd(7, y + b.step, b.ld * 4);
             _tile_dpbf16ps(1, 4, 7);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
     }
 }
-template <class C> static void amx_strip(const Left<C>& a, const Right<C>& b, bool four) {
+template <class C, bool ALL> static void amx_strip(const Left<C>& a, const Right<C>& b, bool four) {
 #pragma GCC unroll 3
     for (int p = 0; p < C::parts; p++) {
         _tile_loadd(4, a.at + p * a.plane, a.ld * 2);
-        for (int q = 0; q < C::partners(p); q++) {
+        for (int q = 0; q < C::partners(p, ALL); q++) {
             const word* y = b.at + q * b.plane;
             _tile_loadd(5, y, b.ld * 4);
             _tile_dpbf16ps(0, 4, 5);
-            _tile_loadd(6, y + 16, b.ld * 4);
+            _tile_loadd(6, y + b.step, b.ld * 4);
             _tile_dpbf16ps(1, 4, 6);
             if (!four) continue;
-            _tile_loadd(7, y + 32, b.ld * 4);
+            _tile_loadd(7, y + 2 * b.step, b.ld * 4);
             _tile_dpbf16ps(2, 4, 7);
-            _tile_loadd(5, y + 48, b.ld * 4);
+            _tile_loadd(5, y + 3 * b.step, b.ld * 4);
             _tile_dpbf16ps(3, 4, 5);
         }
     }
 }
 #endif
 
-// A product that is made step by step, so that other work can be done in between.
-template <class C> struct Product {
-    Left<C> a;
-    Right<C> b;
-    float* c;
-    int64_t ldc, m, n, k;  // k in numbers
-    bool add;
-    int64_t at, i, steps;  // columns and numbers along k that are done, steps that are left
-
-    Product() : steps(0) {}
-    Product(Left<C> left, Right<C> right, float* to, int64_t ld, int64_t rows, int64_t columns, int64_t depth,
-            bool more)
-        : a(left), b(right), c(to), ldc(ld), m(rows), n(columns), k(depth), add(more), at(0), i(0),
-          steps((columns + width() - 1) / width() * (TILED ? depth / 32 : 1)) {}
-    void finish() { while (steps) step(); }
-
+// c[m][n] = a b, or added to what is there. ALL: of scores.
+template <class C, bool ALL>
+static void product(const Left<C>& a, const Right<C>& b, float* c, int64_t ldc, int64_t m, int64_t n, int64_t k,
+                    bool add) {
 #if defined(__AMX_BF16__)
-    enum { TILED = 1 };
-    int64_t width() const { return m > 16 ? 32 : 64; }
-    void step() {
-        const bool square = m > 16, four = square || n - at > 32;
-        float* to = c + at;
-        if (i == 0) {
-            if (add)
-                amx_load(to, ldc, square, four);
-            else
-                amx_zero();
-        }
-        const Left<C> x = {a.at + i, a.ld, a.plane};
-        const Right<C> y = {b.at + i / 2 * b.ld + at, b.ld, b.plane};
-        if (square)
-            amx_square<C>(x, y);
+    const bool square = m > 16;
+    for (int64_t at = 0; at < n; at += square ? 32 : 64) {
+        const bool four = square || n - at > 32;
+        if (add)
+            amx_load(c + at, ldc, square, four);
         else
-            amx_strip<C>(x, y, four);
-        steps--;
-        i += 32;
-        if (i < k) return;
-        amx_store(to, ldc, square, four);
-        i = 0;
-        at += width();
+            amx_zero();
+        for (int64_t i = 0; i < k; i += 32) {
+            const Left<C> x = {a.at + i, a.ld, a.plane};
+            const Right<C> y = {b.at + i / 2 * b.ld + at / 16 * b.step, b.ld, b.step, b.plane};
+            if (square)
+                amx_square<C, ALL>(x, y);
+            else
+                amx_strip<C, ALL>(x, y, four);
+        }
+        amx_store(c + at, ldc, square, four);
     }
 #else
-    enum { TILED = 0 };
-    int64_t width() const { return NV * W; }
-    void step() {
-        const int64_t per = 4 / sizeof(typename C::type);
-        const word* x = reinterpret_cast<const word*>(a.at);
+    const int64_t per = 4 / sizeof(typename C::type);
+    const word* x = reinterpret_cast<const word*>(a.at);
+    for (int64_t at = 0; at < n; at += NV * W) {
         if (n - at >= NV * W)
             panel<C, NV>(x, a.ld / per, b.at + at, b.ld, c + at, ldc, m, k / per, add);
         else
             panel<C, 1>(x, a.ld / per, b.at + at, b.ld, c + at, ldc, m, k / per, add);
-        steps--;
-        at += NV * W;
     }
 #endif
-};
+}

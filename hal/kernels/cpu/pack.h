@@ -98,15 +98,16 @@ static void stage(int64_t dtype, const char* from, int64_t width, int64_t padded
     }
 }
 
-// 16 rows -> columns at..at + 16 of to[words][BN].
-static void pack_keys(const word* const* rows, int64_t words, word* to) {
+// 16 rows -> 16 columns of `words` rows, ld words apart.
+static void pack_keys(const word* const* rows, int64_t words, word* to, int64_t ld) {
     for (int64_t n = 0; n < 16; n += W)
-        for (int64_t d = 0; d < words; d += W) transpose(rows + n, d, to + d * BN + n, BN);
+        for (int64_t d = 0; d < words; d += W) transpose(rows + n, d, to + d * ld + n, ld);
 }
 
-// 32 rows of values (float32 where P > 1, else bfloat16) -> to[16][width] words a plane; word i has rows 2 i and
-// 2 i + 1 (P = 1) or i and i + 16, as `weights` are held.
-template <int P> static void pack_values(const char* const* rows, int64_t width, word* to, int64_t plane) {
+// 32 rows of values (float32 where P > 1, else bfloat16) -> 16 rows of `width` words a plane; word i has rows
+// 2 i and 2 i + 1 (P = 1) or i and i + 16, as `weights` are held.
+template <int P>
+static void pack_values(const char* const* rows, int64_t width, word* to, int64_t ld, int64_t step, int64_t plane) {
     for (int64_t i = 0; i < 16; i++) {
         const char* a = rows[P == 1 ? 2 * i : i];
         const char* b = rows[P == 1 ? 2 * i + 1 : i + 16];
@@ -116,24 +117,24 @@ template <int P> static void pack_values(const char* const* rows, int64_t width,
                 words[0] = widen(load_raw<vh>(a + d * 2)) | (widen(load_raw<vh>(b + d * 2)) << 16);
             else
                 split<P>(load_raw<vf>(a + d * 4), load_raw<vf>(b + d * 4), words);
-            for (int p = 0; p < P; p++) storef(reinterpret_cast<float*>(to + p * plane + i * width + d), (vf)words[p]);
+            for (int p = 0; p < P; p++) storef(reinterpret_cast<float*>(to + p * plane + i * ld + d / 16 * step + d % 16), (vf)words[p]);
         }
     }
 }
 
 // The weights of one row: n numbers as a row of the left side of a product, planes apart.
-template <class C> INLINE void keep(const vf* x, int64_t vectors, typename C::type* to, int64_t plane) {
+template <class C, int N> INLINE void keep(const vf* x, int64_t vectors, typename C::type* to, int64_t plane) {
     (void)plane;
     if constexpr (sizeof(typename C::type) == 4) {
 #pragma GCC unroll 16
-        for (int v = 0; v < BN / W; v++) {
+        for (int v = 0; v < N / W; v++) {
             if (v >= vectors) break;
             storef(to + v * W, x[v]);
         }
     } else {
 #if defined(__AVX512BF16__)
 #pragma GCC unroll 2
-        for (int v = 0; v < BN / W; v += 2) {
+        for (int v = 0; v < N / W; v += 2) {
             if (v >= vectors) break;
             if (C::parts == 1) {
                 _mm512_storeu_si512(to + v * W, (__m512i)_mm512_cvtne2ps_pbh((__m512)x[v + 1], (__m512)x[v]));

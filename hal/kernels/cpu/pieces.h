@@ -55,14 +55,21 @@ static bool add(Plan& plan, Cut& cut, Item it, int64_t splits, int64_t step) {
     return true;
 }
 
-// Pieces of `keys` keys: as many as num_splits asks for, else of about HAL_SPLIT * `blocks`. Whole tiles each.
-static void split(const HalCall& c, int64_t keys, int64_t blocks, int64_t* splits, int64_t* step) {
-    int64_t asked = c.num_splits > 1 ? c.num_splits : c.num_splits == 1 && !c.varlen ? 1
-                    : ceil_div(keys, HAL_SPLIT * blocks);
+// Pieces of `keys` keys, of whole tiles each: as many as num_splits asks for, else `wanted`.
+static void split(const HalCall& c, int64_t keys, int64_t wanted, int64_t* splits, int64_t* step) {
+    int64_t asked = c.num_splits > 1 ? c.num_splits : c.num_splits == 1 && !c.varlen ? 1 : wanted;
     if (asked < 1) asked = 1;
     *step = ceil_div(ceil_div(keys, asked), 64) * 64;
     if (*step < 64) *step = 64;
     *splits = keys > 0 ? ceil_div(keys, *step) : 1;
+}
+
+// How often to split the keys of pieces by tiles. Each row of each hands over its sums, which takes as long as some 300
+// keys do: so only as far as HAL_PIECES asks for, but at 8192 keys.
+static int64_t splits_of(int64_t keys, int64_t pieces) {
+    const int64_t many = ceil_div(HAL_PIECES, pieces), most = ceil_div(keys, HAL_SPLIT), least = ceil_div(keys, 8192);
+    const int64_t few = many < most ? many : most;
+    return few > least ? few : least;
 }
 
 static bool cut(Plan& plan, const Kernels& kernels, Cut& out) {
@@ -90,13 +97,15 @@ static bool cut(Plan& plan, const Kernels& kernels, Cut& out) {
                     it.h1 = it.h0 + 1;
                     it.j0 = 0;
                     it.j1 = c.sparse_indices.size[1];
-                    split(c, it.j1, s.len_q, &splits, &step);
+                    split(c, it.j1, splits_of(it.j1, s.len_q * j.kv_heads), &splits, &step);
                     if (!add(plan, out, it, splits, step)) return false;
                 }
             continue;
         }
         it.rows = s.len_q * j.group <= HAL_FEW_ROWS && !c.qv.data && !j.complex_mask;
-        int64_t tokens = it.rows ? s.len_q : most / j.group;
+        // Twice the rows where there are many blocks: keys are packed once for each.
+        const bool large = s.len_q * j.group * j.kv_heads >= 128 * most;
+        int64_t tokens = it.rows ? s.len_q : (large ? 2 : 1) * most / j.group;
         if (tokens < 1) tokens = 1;
         // Equal blocks: 65 tokens are 33 and 32, not 64 and 1.
         const int64_t blocks = ceil_div(s.len_q, tokens);
@@ -114,7 +123,8 @@ static bool cut(Plan& plan, const Kernels& kernels, Cut& out) {
                 if (hi > it.j1) it.j1 = hi;
             }
             if (it.j1 <= it.j0) it.j0 = it.j1 = 0;
-            split(c, it.j1 - it.j0, blocks, &splits, &step);
+            const int64_t keys = it.j1 - it.j0;
+            split(c, keys, it.rows ? ceil_div(keys, HAL_SPLIT) : splits_of(keys, blocks * j.kv_heads), &splits, &step);
             const int64_t heads = it.rows ? together : 1;
             for (it.h0 = 0; it.h0 < j.kv_heads; it.h0 += heads) {
                 it.h1 = it.h0 + heads < j.kv_heads ? it.h0 + heads : j.kv_heads;

@@ -1,7 +1,7 @@
 // Attention of few query rows (decode): keys are read where they lie, token by token, all KV heads of a piece for a
 // tile of tokens before the next tile, which is prefetched meanwhile. Included inside HAL_NS.
 
-constexpr int64_t TN = BN;  // tokens of a tile
+constexpr int64_t TN = 64;  // tokens of a tile
 
 // Sums of 16 (W) vectors each: out[i] = sum of x[i].
 #if defined(__AVX512F__)
@@ -350,7 +350,7 @@ template <class P> static int few_rows(const Job& j, const Item& it, const Item*
                 const int64_t t = r / j.group;
                 int64_t to = high[t] - at;
                 if (to > n) to = n;
-                soften(scores + r * TN, weights + r * TN, round_up(n, W), low[t] - at, to, nullptr, how,
+                soften<TN>(scores + r * TN, weights + r * TN, round_up(n, W), low[t] - at, to, nullptr, how,
                        &top[h * m + r], total + (h * m + r) * W, sums + (h * m + r) * dv, dv);
             }
             P::all_values(weights, vh, va, m, sizeof(E) == 2 ? even : n, j.dim_v, sums + h * m * dv, dv);

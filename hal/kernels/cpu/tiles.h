@@ -1,9 +1,7 @@
 // Attention by tiles: keys and values packed, scores and sums as small matrix products. Included inside HAL_NS.
 //
 // Keys are packed in chunks that stay in the L2 cache. For each block of RB rows (tokens x heads of a group), its sums
-// in the L1 cache meanwhile, the tiles of BN keys of the chunk are walked. While the weights of one tile are made, row
-// by row, the products on either side are made step by step between the rows: the sums of the tile before, the scores
-// of the tile after. So AMX has work while the vector units have.
+// in the L1 cache meanwhile, the tiles of BN keys of the chunk are walked.
 
 #if defined(__AMX_BF16__)
 constexpr int64_t RB = 32;  // rows of a block
@@ -12,6 +10,7 @@ constexpr int64_t RB = 24;
 #endif
 
 // bytes[token][BN]: which of keys first..first + n each token sees; used[key]: whether any does.
+template <int64_t BN>
 static void look(const Job& j, const Item& it, int64_t first, int64_t n, uint8_t* bytes, uint8_t* used) {
     const HalCall& c = *j.call;
     const Seq& s = j.seqs[it.seq];
@@ -42,16 +41,16 @@ static void look(const Job& j, const Item& it, int64_t first, int64_t n, uint8_t
 
 constexpr int64_t CHUNK_BYTES = 256 << 10;  // of packed keys and values
 
-// A block of rows and a tile of the chunk.
-struct Place {
-    int64_t r0, tile;
-};
-
 template <class C> struct Tiles {
     typedef typename C::type E;
     typedef typename std::conditional<C::parts == 1, E, float>::type V;  // what values are packed from
     typedef typename std::conditional<sizeof(V) == 2, Pairs, Fp32>::type Values;
     enum { per = 4 / sizeof(E), P = C::parts };  // numbers a word
+#if defined(__AMX_BF16__)
+    static constexpr int64_t BN = P == 1 ? 256 : 64;  // keys of a tile
+#else
+    static constexpr int64_t BN = 64;
+#endif
 
     const Job& j;
     const Item& it;
@@ -68,12 +67,17 @@ template <class C> struct Tiles {
     int64_t j0 = it.j0, j1 = it.j1;
     // Words of a packed tile of keys, and of values. Planes lie one after another.
     const int64_t k_plane = BN * dq / per, v_plane = BN * dv / per, k_tile = P * k_plane, v_tile = P * v_plane;
+#if defined(__AMX_BF16__)  // 16 x 16 words lie in one piece
+    const int64_t k_ld = 16, k_step = 16 * dq / per, v_ld = 16, v_step = 16 * BN / per;
+#else
+    const int64_t k_ld = BN, k_step = 16, v_ld = dv, v_step = 16;
+#endif
     const int64_t chunk = chunk_keys();
     int64_t at = 0, n = 0;  // the chunk's first key, and how many
 
-    E *a, *weights[2], *stage_k, *stage_l;
+    E *a, *weights, *stage_k, *stage_l;
     V* stage_v;
-    float *sums, *top, *total, *scores[2], *nothing, *line, *work;
+    float *sums, *top, *total, *scores, *nothing, *line, *work;
     int64_t *low, *high;  // keys that a token may see
     int32_t *from, *to;   // and a row
     int32_t* picked;
@@ -92,7 +96,7 @@ template <class C> struct Tiles {
     bool carve() {
         for (Carver x{nullptr};; x = Carver{scratch.data}) {
             a = x.take<E>(P * rows * dq);
-            for (E*& w : weights) w = x.take<E>(P * RB * BN);
+            weights = x.take<E>(P * RB * BN);
             packed_k = x.take<word>(chunk / BN * k_tile);
             packed_v = x.take<word>(chunk / BN * v_tile);
             bytes = x.take<uint8_t>(j.complex_mask ? tokens * chunk : 0);
@@ -100,7 +104,7 @@ template <class C> struct Tiles {
             stage_k = x.take<E>(P * 16 * dk);
             stage_l = x.take<E>(P > 1 && latent ? P * 16 * dv : 0);
             stage_v = x.take<V>(32 * dv);
-            for (float*& one : scores) one = x.take<float>(RB * BN);
+            scores = x.take<float>(RB * BN);
             sums = x.take<float>(rows * dv);
             top = x.take<float>(rows);
             total = x.take<float>(rows * W);
@@ -115,7 +119,7 @@ template <class C> struct Tiles {
             if (x.base) break;
             if (!scratch.need(x.used)) return false;
         }
-        for (E* w : weights) memset(w, 0, P * RB * BN * sizeof(E));
+        memset(weights, 0, P * RB * BN * sizeof(E));
         memset(nothing, 0, wide * sizeof(float));
         memset(sums, 0, rows * dv * sizeof(float));
         memset(total, 0, rows * W * sizeof(float));
@@ -133,7 +137,9 @@ template <class C> struct Tiles {
     }
 
     void queries() {
+        const int64_t heads = j.group * head_stride(j, c.q) * size_of(c.q);
         for (int64_t t = 0; t < tokens; t++) {
+            if (t + 8 < tokens) prefetch_row(query(j, c.q, s, it.seq, it.t0 + t + 8) + h * heads, heads);
             for (int64_t g = 0; g < j.group; g++) {
                 E* to = a + (t * j.group + g) * dq;
                 one_query(c.q, it.t0 + t, h * j.group + g, j.dim, dk, true, to);
@@ -197,9 +203,9 @@ template <class C> struct Tiles {
                 }
         }
         for (int p = 0; p < P; p++) {
-            word* to = to_k + p * k_plane + first;
-            pack_keys(k, dk / per, to);
-            if (latent) pack_keys(l, dv / per, to + dk / per * BN);
+            word* to = to_k + p * k_plane + first / 16 * k_step;
+            pack_keys(k, dk / per, to, k_ld);
+            if (latent) pack_keys(l, dv / per, to + dk / per * k_ld, k_ld);
             for (int64_t i = 0; p + 1 < P && i < 16; i++) {  // a row of zeros serves every plane
                 if (reinterpret_cast<const float*>(k[i]) != nothing) k[i] += 16 * dk / per;
                 if (reinterpret_cast<const float*>(l[i]) != nothing) l[i] += 16 * dv / per;
@@ -208,7 +214,7 @@ template <class C> struct Tiles {
         if constexpr (per == 1) {
             for (int64_t i = first; i < first + 16; i++) memcpy(to_v + i * dv, vp[i], dv * sizeof(float));
         } else if (first % 32) {
-            pack_values<P>(vp + first - 16, dv, to_v + (first - 16) / 2 * dv, v_plane);
+            pack_values<P>(vp + first - 16, dv, to_v + (first - 16) / 2 * v_ld, v_ld, v_step, v_plane);
         }
     }
 
@@ -219,7 +225,7 @@ template <class C> struct Tiles {
             const int64_t count = keys_of(t), more = (t + 1) * BN < n ? keys_of(t + 1) : 0;
             const char **k = kp[t % 2], **v = vp[t % 2], **next_k = kp[(t + 1) % 2], **next_v = vp[(t + 1) % 2];
             if (more) find(at + (t + 1) * BN, more, next_k, next_v);
-            if (j.complex_mask) look(j, it, at + t * BN, count, bytes + t * tokens * BN, used);
+            if (j.complex_mask) look<BN>(j, it, at + t * BN, count, bytes + t * tokens * BN, used);
             for (int64_t first = 0; first < round_up(count, 32); first += 16) {
                 for (int64_t i = first; i < first + 16 && i < more; i++) {
                     prefetch_row(next_k[i], j.dim * size_of(c.k));
@@ -233,81 +239,55 @@ template <class C> struct Tiles {
     // --- blocks of rows and tiles ---
 
     int64_t keys_of(int64_t tile) const { return n - tile * BN < BN ? n - tile * BN : BN; }
-    int64_t rows_of(int64_t r0) const { return m - r0 < RB ? m - r0 : RB; }
 
     // One past the last key of a tile that somebody in a block sees, 0 where nobody sees any. Low and high never fall
     // along a sequence, but that rows which see nothing have any: each token's are looked at.
-    int64_t seen_of(Place x) const {
-        const int64_t first = at + x.tile * BN, count = keys_of(x.tile);
+    int64_t seen_of(int64_t r0, int64_t tile) const {
+        const int64_t first = at + tile * BN, count = keys_of(tile);
         if (j.complex_mask || sparse) return count;
         int64_t most = 0;
-        for (int64_t i = x.r0 / j.group; i < tokens && i * j.group < x.r0 + RB; i++)
+        for (int64_t i = r0 / j.group; i < tokens && i * j.group < r0 + RB; i++)
             if (low[i] < high[i] && low[i] < first + count && high[i] - first > most) most = high[i] - first;
         return most < count ? most : count;
     }
-    int64_t columns(Place x) const { return round_up(seen_of(x), sizeof(E) == 2 ? 32 : W); }
 
-    // The next place where somebody sees something, from x on; r0 is m or more where there is none.
-    Place find_place(Place x) const {
-        for (; x.r0 < m; x.r0 += RB, x.tile = 0)
-            for (; x.tile * BN < n; x.tile++)
-                if (seen_of(x) > 0) return x;
-        return x;
+    // Scores of `count` rows and of `width` keys.
+    void score(int64_t r0, int64_t tile, int64_t count, int64_t width) {
+        const Left<C> left = {a + r0 * dq, dq, rows * dq};
+        const Right<C> right = {packed_k + tile * k_tile, k_ld, k_step, k_plane};
+        if (!latent || ratio == 1.0f) return product<C, true>(left, right, scores, BN, count, width, dq, false);
+        product<C, true>(left, right, scores, BN, count, width, dk, false);
+        for (int64_t i = 0; i < count * BN; i += W) storef(scores + i, loadf(scores + i) * ratio);
+        product<C, true>({left.at + dk, left.ld, left.plane}, {right.at + dk / per * k_ld, k_ld, k_step, k_plane},
+                         scores, BN, count, width, dv, true);
     }
 
-    Product<C> scores_of(Place x, float* to) const {
-        const Left<C> left = {a + x.r0 * dq, dq, rows * dq};
-        const Right<C> right = {packed_k + x.tile * k_tile, BN, k_plane};
-        const int64_t count = rows_of(x.r0), width = columns(x);
-        if (!latent || ratio == 1.0f) return {left, right, to, BN, count, width, dq, false};
-        Product<C>(left, right, to, BN, count, width, dk, false).finish();
-        for (int64_t i = 0; i < count * BN; i += W) storef(to + i, loadf(to + i) * ratio);
-        return {{left.at + dk, left.ld, left.plane}, {right.at + dk / per * BN, BN, right.plane}, to, BN, count, width,
-                dv, true};
-    }
-    Product<C> sums_of(Place x, const E* from) const {
-        return {{from, BN, RB * BN}, {packed_v + x.tile * v_tile, dv, v_plane}, sums + x.r0 * dv, dv, rows_of(x.r0), dv,
-                columns(x), true};
-    }
-
-    // The weights of row r of a tile of `count` keys from its scores of `width`. before: called before its sums change.
-    template <class Before>
-    INLINE_OF void row(Place x, int64_t r, int64_t width, const float* s, E* w, const Scale& how, Before before) {
-        const int64_t begin = at + x.tile * BN, count = keys_of(x.tile);
+    // The weights of row r of a tile, from its scores.
+    INLINE_OF void row(int64_t r, int64_t tile, int64_t width, const float* s, E* w, const Scale& how) {
+        const int64_t begin = at + tile * BN, count = keys_of(tile);
         const int64_t first = from[r] - begin, last = to[r] - begin < count ? to[r] - begin : count;
-        const uint8_t* seen = j.complex_mask ? bytes + (x.tile * tokens + r / j.group) * BN : nullptr;
-        auto store = [&](const vf* y, int vectors) { keep<C>(y, vectors, w, RB * BN); };
+        const uint8_t* seen = j.complex_mask ? bytes + (tile * tokens + r / j.group) * BN : nullptr;
+        auto store = [&](const vf* y, int vectors) { keep<C, BN>(y, vectors, w, RB * BN); };
         const bool exact = sizeof(E) == 4 || P > 1;
         if (first <= 0 && last >= BN && width == BN && !seen && how.cap == 0)
-            weigh<true>(s, width, first, last, seen, how, exact, &top[r], total + r * W, sums + r * dv, dv, before,
-                        store);
+            weigh<BN, true>(s, width, first, last, seen, how, exact, &top[r], total + r * W, sums + r * dv, dv, store);
         else
-            weigh<false>(s, width, first, last, seen, how, exact, &top[r], total + r * W, sums + r * dv, dv, before,
-                         store);
+            weigh<BN, false>(s, width, first, last, seen, how, exact, &top[r], total + r * W, sums + r * dv, dv, store);
     }
 
     void walk(const Scale& how) {
-        Place x = find_place({0, 0});
-        if (x.r0 >= m) return;
-        int now = 0;
-        scores_of(x, scores[now]).finish();
-        Product<C> behind;
-        for (Place next; x.r0 < m; x = next, now ^= 1) {
-            next = find_place({x.r0, x.tile + 1});
-            Product<C> ahead;
-            if (next.r0 < m) ahead = scores_of(next, scores[now ^ 1]);
-            const int64_t count = rows_of(x.r0), width = columns(x), steps = behind.steps + ahead.steps;
-            auto before = [&] { behind.finish(); };
-            for (int64_t r = 0, due = 0; r < count; r++) {
-                row(x, x.r0 + r, width, scores[now] + r * BN, weights[now] + r * BN, how, before);
-                for (due += steps; due >= count && behind.steps + ahead.steps; due -= count)
-                    (behind.steps ? behind : ahead).step();
+        for (int64_t r0 = 0; r0 < m; r0 += RB) {
+            const int64_t count = m - r0 < RB ? m - r0 : RB;
+            for (int64_t tile = 0; tile * BN < n; tile++) {
+                const int64_t seen = seen_of(r0, tile), width = round_up(seen, sizeof(E) == 2 ? 32 : W);
+                if (!seen) continue;
+                score(r0, tile, count, width);
+                for (int64_t r = 0; r < count; r++)
+                    row(r0 + r, tile, width, scores + r * BN, weights + r * BN, how);
+                product<C, false>({weights, BN, RB * BN}, {packed_v + tile * v_tile, v_ld, v_step, v_plane},
+                                  sums + r0 * dv, dv, count, dv, width, true);
             }
-            behind.finish();
-            ahead.finish();
-            behind = sums_of(x, weights[now]);
         }
-        behind.finish();
     }
 
     int run() {
