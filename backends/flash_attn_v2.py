@@ -41,9 +41,17 @@ def with_kvcache(vendor: Any, config: AttentionConfig) -> Function:
         index = cache_batch_idx if table is None else None
         seqlens = cache.lengths(cache_seqlens, batch, q.device)
         uniform = not packed or q.shape[0] == batch * most  # each sequence has at most so many
+        width = k_cache.shape[1] * (1 if table is None else table.shape[1])
+        if _open_right(window_size, causal) and most > width + 1:
+            raise ValueError(f"window_size {tuple(window_size)} is not supported ({NAME}, not causal, with {most} "
+                             f"queries of a sequence: over a cache of {width} tokens {width + 1} queries, or a bound "
+                             "on the right)")
         if k is not None:
             require(NAME, "with k", v=v, cache_seqlens=cache_seqlens)
-            if not q.numel() or not cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most):
+            # It counts a group of heads as so many queries of one, and asks that many rows of the cache of them.
+            group = q.shape[-2] // k.shape[-2]
+            if (not q.numel() or group > width
+                    or not cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most)):
                 seqlens = cache.write(k, v, k_cache, v_cache, seqlens, cu_seqlens_k_new, table, index, batch)
                 k = v = None
         else:
@@ -57,8 +65,7 @@ def with_kvcache(vendor: Any, config: AttentionConfig) -> Function:
             ask = table is not None and seqlens is not None and not num_splits and _may_ask_the_host()
             way, plan = route(q.device, (seqlens, cu_seqlens_q), (q.shape[0], batch, most, ask))
             if way == "varlen":
-                result = varlen(q, k_cache, v_cache, cu_seqlens_q, plan, max(most, 2),
-                                table.shape[1] * k_cache.shape[1], block_table=table,
+                result = varlen(q, k_cache, v_cache, cu_seqlens_q, plan, max(most, 2), width, block_table=table,
                                 return_attn_probs=return_softmax_lse, **mask)
                 return out_and_lse(result) if return_softmax_lse else result
             at = plan
@@ -101,6 +108,9 @@ def varlen_func(vendor: Any, config: AttentionConfig, kvcache: Function) -> Func
         if not q.numel():
             return _empty(q, v, True, lse)
         assert max_seqlen_q is not None
+        assert max_seqlen_k is not None
+        if _open_right(given.get("window_size", (-1, -1)), bool(given.get("causal", False))):
+            max_seqlen_k = max(max_seqlen_k, max_seqlen_q)
         # Of 1 it makes another call: exactly one query a sequence, whatever cu_seqlens_q says.
         result = varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max(max_seqlen_q, 2), max_seqlen_k,
                         softmax_scale=scale if softmax_scale is None else softmax_scale, block_table=None,
@@ -108,6 +118,13 @@ def varlen_func(vendor: Any, config: AttentionConfig, kvcache: Function) -> Func
         return out_and_lse(result) if lse else result
 
     return flash_attn_varlen_func
+
+
+def _open_right(window_size: Any, causal: bool) -> bool:
+    """Whether keys are bounded on the left alone. The kernel then bounds them on the right too, by max_seqlen_k or the
+    cache's width (flash_api.cpp, set_params_fprop), which hides keys where there are more queries than that and one."""
+    left, right = window_size
+    return left >= 0 and right < 0 and not causal
 
 
 def splits(name: str, num_splits: int, one: bool) -> int:

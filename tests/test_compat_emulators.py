@@ -42,7 +42,7 @@ def calls(version: int, make: Any) -> Iterator[tuple[str, Any]]:
         torch.manual_seed(seed)
         call = make(rng, version, rng.choice((torch.bfloat16, torch.float16)))
         left, right = call.mask.get("window_size", (-1, -1))
-        # The emulator of version 2 has an open right side open beside a left bound, also with more queries than keys.
+        # Version 2's kernel bounds an open right side beside a left bound by the number of keys: not its documents.
         if version == 2 and left >= 0 and not 0 <= right < call.width_k and call.width_q > call.width_k:
             continue
         # Version 2, told of one query a sequence at most, wants exactly one of each.

@@ -294,6 +294,46 @@ def test_2_prefill_of_single_tokens_and_none() -> None:
         assert same(out, truth(call, "flash_attn_varlen_func")[0])
 
 
+def test_2_a_window_that_is_open_on_the_right_alone_and_more_queries_than_keys() -> None:
+    """The kernel reads an open right side beside a left bound as max_seqlen_k, or the cache's width, keys."""
+    call = {"q": device_tensor(9, H, D), "k": device_tensor(3, HKV, D), "v": device_tensor(3, HKV, D, seed=2),
+            "cu_seqlens_q": ints(0, 9), "cu_seqlens_k": ints(0, 3), "max_seqlen_q": 9, "max_seqlen_k": 3,
+            "causal": False, "window_size": (2, -1)}
+    with there("sm80", "flash-attn") as machine:
+        wanted = truth(call, "flash_attn_varlen_func")[0]
+        assert not same(vendor_function(machine, "flash_attn_varlen_func")(**call), wanted)
+        bound = bind(machine, "flash_attn_2", causal=False)
+        assert same(bound.flash_attn_varlen_func(**call), wanted)
+        cached = {"k_cache": call["k"][None], "v_cache": call["v"][None], "cache_seqlens": ints(3), "causal": False,
+                  "window_size": (2, -1)}
+        naive = vendor_function(machine, "flash_attn_with_kvcache")(**cached, q=call["q"][None])
+        assert not same(naive, truth({**cached, "q": call["q"][None]})[0])
+        machine.calls.clear()
+        with pytest.raises(ValueError, match=r"window_size \(2, -1\) is not supported \(flash_attn_2, not causal, "
+                                             r"with 9 queries of a sequence: over a cache of 3 tokens 4 queries"):
+            bound.flash_attn_with_kvcache(**cached, q=call["q"][None])
+        assert not machine.calls
+        assert right(bound, {**cached, "q": call["q"][None, :4]})
+        assert right(bound, {**cached, "q": call["q"][None], "window_size": (2, 0), "causal": True})
+
+
+def test_2_appends_to_a_cache_of_fewer_tokens_than_a_group_has_heads() -> None:
+    """Of one query it makes one of each head of a group, and refuses a cache with fewer rows than those."""
+    new = {"q": device_tensor(1, 1, H, D), "k": device_tensor(1, 1, HKV, D, seed=3),
+           "v": device_tensor(1, 1, HKV, D, seed=4), "cache_seqlens": ints(1)}
+
+    def call() -> dict[str, Any]:
+        return {**new, "k_cache": device_tensor(1, 2, HKV, D, seed=1), "v_cache": device_tensor(1, 2, HKV, D, seed=2)}
+
+    with there("sm80", "flash-attn") as machine:
+        with pytest.raises(RuntimeError, match="seqlen <= the seqlen of the KV cache"):
+            vendor_function(machine, "flash_attn_with_kvcache")(**call())
+        wanted, given = call(), call()
+        out = bind(machine, "flash_attn_2").flash_attn_with_kvcache(**given)
+        assert same(out, truth(wanted)[0])
+        assert torch.equal(plain_of(given["k_cache"])[:, 1:], plain_of(new["k"]))
+
+
 def test_3_numbers_of_its_results_and_of_its_lengths() -> None:
     call = paged(64, (2, 3), (9, 9), cache_seqlens=9)
     with there("sm90", "flash-attn-3") as machine:

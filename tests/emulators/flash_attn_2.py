@@ -118,12 +118,14 @@ class Window:
 
 
 def window(causal: bool, size: Any, seqlen_q: int, seqlen_k: int, alibi: bool) -> Window:
-    """flash_api.cpp: a single query drops causal, and a window as wide as seqlen_k is none. seqlen_k is the cache's
-    width, or in varlen what the caller called max_seqlen_k, whatever the keys are."""
+    """flash_api.cpp: a single query drops causal, a window as wide as seqlen_k is none, and an open right side beside
+    a left bound is seqlen_k (set_params_fprop). seqlen_k is the cache's width, or in varlen what the caller called
+    max_seqlen_k, whatever the keys are."""
     left, right = size
     if causal and not (seqlen_q == 1 and not alibi):
         right = 0
-    return Window(left if 0 <= left < seqlen_k else None, right if 0 <= right < seqlen_k else None)
+    bounds = Window(left if 0 <= left < seqlen_k else None, right if 0 <= right < seqlen_k else None)
+    return Window(bounds.left, seqlen_k) if bounds.left is not None and bounds.right is None else bounds
 
 
 def attend_2(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w: Window, scale: float, softcap: float,
