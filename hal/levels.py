@@ -41,7 +41,7 @@ REACHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "cuda:sm90": ("emulated", "emulated-flash_attn_mla-cuda-sm90.json"),
     },
     "cpu": {
-        "cpu:x86_64_v4_bf16": ("hardware", "verify-cpu-x86_64_v4_bf16-cpu-2026-11-27.json"),
+        "cpu:x86_64_v4_bf16": ("hardware", "verify-cpu-x86_64_v4_bf16-cpu-2026-11-28.json"),
     },
     "aiter": {
         "rocm:gfx942": ("contract", "amd-aiter 0.1.10, 0.1.13.post1, 0.1.20.post1, git e4048607a5"),

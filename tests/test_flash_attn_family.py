@@ -4,6 +4,7 @@ grid, the traps of each version, deliberate faults, plans, graphs."""
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -169,10 +170,15 @@ MACHINES = (("flash_attn_2", "sm80", ("flash-attn",)), ("flash_attn_3", "sm90", 
 
 
 def quick(backend: str) -> list[Case]:
-    """Every word of the grid, but few of the long sequences, heads, head dims and pages: those, and the full grid, are
-    ci/verify_emulated.py's."""
-    wide = [case for case in cases(backend) if case.group.partition(" ")[2] in ("long", "pages", "heads", "head_dim")]
-    return [case for case in cases(backend) if case not in wide and case.note not in ("long", "many")] + wide[1::7]
+    """Every word of the grid, two cases of each, and every kind of call: the full grid is ci/verify_emulated.py's."""
+    seen: Counter[tuple[str, str]] = Counter()
+    chosen = []
+    for case in cases(backend):
+        word = (case.phase, case.group)
+        if case.note not in ("long", "many") and (seen[word] < 2 or case.group.endswith(" calls")):
+            seen[word] += 1
+            chosen.append(case)
+    return chosen
 
 
 @pytest.mark.parametrize(("backend", "arch", "packages"), MACHINES, ids=[f"{row[0]} {row[2][0]}" for row in MACHINES])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -51,6 +52,11 @@ class Problem:
     num_splits: int  # that the forward call makes room for
     out: torch.Tensor  # [total, H, Dv]
     lse: torch.Tensor  # [H, total]
+
+    @cached_property
+    def size(self) -> tuple[int, ...]:
+        """k.shape: asked of a tensor for each key it takes most of an emulated call's time."""
+        return tuple(self.k.shape)
 
     @property
     def ratio(self) -> int:
@@ -171,12 +177,12 @@ def append(p: Problem, b: int) -> None:
 def where(p: Problem, b: int, position: int) -> tuple[int, int] | None:
     """The index of an absolute position in a cache, None where it has no such row."""
     if p.page_table is None:
-        return (p.rows_kv[b], position) if position < p.k.shape[1] else None
-    column, offset = divmod(position, p.k.shape[1])
+        return (p.rows_kv[b], position) if position < p.size[1] else None
+    column, offset = divmod(position, p.size[1])
     if column >= len(p.page_table[0]):
         return None
     page = p.page_table[p.rows_kv[b]][column]
-    return (page, offset) if 0 <= page < p.k.shape[0] else None
+    return (page, offset) if 0 <= page < p.size[0] else None
 
 
 def keys(p: Problem, b: int, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -190,7 +196,7 @@ def keys(p: Problem, b: int, block: int) -> tuple[torch.Tensor, torch.Tensor, to
     v_rows = torch.zeros(TILE_N, p.v.shape[-2], p.v.shape[-1])
     spoiled = torch.zeros(TILE_N, p.k.shape[-2], dtype=torch.bool)
     places = [place(p, b, block * TILE_N + i) for i in range(TILE_N)]
-    inside = [i for i, at in enumerate(places) if at[-1] < p.k.shape[len(at) - 1]]  # zeros past the tensor
+    inside = [i for i, at in enumerate(places) if at[-1] < p.size[len(at) - 1]]  # zeros past the tensor
     index = tuple(torch.tensor(x) for x in zip(*(places[i] for i in inside)))
     if inside:
         k_rows[inside], v_rows[inside] = p.k[index].float(), p.v[index].float()
@@ -207,7 +213,7 @@ def place(p: Problem, b: int, position: int) -> tuple[int, ...]:
     if p.page_table is None:
         return (p.rows_kv[b], p.leftpad[b] + position)
     end = p.old_k[b] + (p.len_new[b] if p.k_new is not None else 0)
-    column, offset = divmod(position + p.leftpad[b], p.k.shape[1])
+    column, offset = divmod(position + p.leftpad[b], p.size[1])
     width = len(p.page_table[0])
     row, column = p.rows_kv[b] + column // width, column % width  # past its row the table goes on with the next
     if row != p.rows_kv[b] and position < end:
@@ -215,8 +221,8 @@ def place(p: Problem, b: int, position: int) -> tuple[int, ...]:
     # Past the table's end a robust load gives 0: that page sizes other than 64 work (docs/flash_attention.md) needs it,
     # for a tile of 64 keys is always loaded whole.
     page = p.page_table[row][column] if row < len(p.page_table) else 0
-    if not 0 <= page < p.k.shape[0]:
-        raise Unspecified(f"page {page} of {p.k.shape[0]} is read for position {position} of sequence {b}, "
+    if not 0 <= page < p.size[0]:
+        raise Unspecified(f"page {page} of {p.size[0]} is read for position {position} of sequence {b}, "
                           f"which has {end} keys" + (": a tile of 64 keys is loaded whole" * (position >= end)))
     return (page, offset)
 
