@@ -3,7 +3,7 @@
 DRAWN of each file are looked at. tests/mutants_flash_attn_killed.py says which case of the conformance kit, on which
 machine, turns each red; write it anew with
 
-    python tests/mutants_flash_attn.py --regenerate     some twenty minutes on two cores
+    python tests/mutants_flash_attn.py --regenerate [FILE...]     some twenty minutes on two cores for all
 
 What survives the quick grid on every machine of its file must be explained in tests/mutants_flash_attn_kept.py: as
 equivalent, or by a test of tests/test_flash_attn_family.py that it turns red.
@@ -174,10 +174,13 @@ def stale(names: Sequence[str]) -> str | None:
             "python tests/mutants_flash_attn.py --regenerate")
 
 
-def _regenerate(target: Path, workers: int) -> int:
+def _regenerate(target: Path, files: Sequence[str], workers: int) -> int:
+    """files: those whose mutants are looked at anew; the others' records stay."""
     from mutants_flash_attn_kept import ELSEWHERE, EQUIVALENT
+    from mutants_flash_attn_killed import KILLED
 
-    red = search(drawn(), workers)
+    red = {name: (Where(*where), case) for name, (where, case) in KILLED.items() if name.partition(".")[0] not in files}
+    red |= search([name for name in drawn() if name.partition(".")[0] in files], workers)
     lines = "".join(f"    {name!r}:\n        ({tuple(red[name][0])!r}, {red[name][1]!r}),\n" for name in sorted(red))
     target.write_text(HEAD + f"KILLED: dict[str, tuple[tuple[str, str, str, bool], str]] = {{\n{lines}}}\n")
     explained: Mapping[str, object] = {**EQUIVALENT, **ELSEWHERE}
@@ -193,15 +196,16 @@ def _regenerate(target: Path, workers: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Mutants of the FlashAttention adapters and what turns them red.")
-    parser.add_argument("--regenerate", action="store_true", help="write tests/mutants_flash_attn_killed.py anew")
+    parser.add_argument("--regenerate", nargs="*", choices=list(DRAWN), metavar="FILE",
+                        help=f"write tests/mutants_flash_attn_killed.py anew (all of it, or of {', '.join(DRAWN)})")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--list", action="store_true", help="print the names of the drawn mutants")
     args = parser.parse_args()
     if args.list:
         print("\n".join(drawn()))
         return 0
-    if args.regenerate:
-        return _regenerate(FOLDER / "mutants_flash_attn_killed.py", args.workers)
+    if args.regenerate is not None:
+        return _regenerate(FOLDER / "mutants_flash_attn_killed.py", args.regenerate or list(DRAWN), args.workers)
     parser.print_help()
     return 2
 

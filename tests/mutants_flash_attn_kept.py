@@ -8,7 +8,7 @@ EQUIVALENT: dict[str, str] = {
     'flash_attn.target: argument is None: config of target':
         'equivalent: what it calls does not look at the configuration',
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: sign or not dropped: -2 -> 2 #2':
-        'equivalent: the last two of four dimensions',
+        'equivalent: of four dimensions; a packed k is not left to the kernel in any case',
     'flash_attn_v3._lengthen: and/or: given.get(name) is not None and given[name].shape[0] < width -> given.get(name) is not None or given[name].shape[0] < width':
         'equivalent: longer tables are cut to the width that no position reaches beyond; cos and sin are both there',
     'flash_attn_v3._lengthen: arithmetic: width - given[name].shape[0] -> width + given[name].shape[0]':
@@ -149,6 +149,18 @@ ELSEWHERE: dict[str, tuple[str, str, tuple[object, ...]]] = {
         ('test_flash_attn_arguments', 'test_3_rotary_where_the_kernel_would_turn_otherwise', ('flash-attn-3', False, 'no queries of one')),
     'flash_attn_cache.write: bound dropped: -2 of tokens.shape[-2:]':
         ('test_flash_attn_arguments', 'test_tokens_in_a_batch_are_appended', ('flash_attn_3', 'sm90', 'vllm', 64, 1)),
+    'flash_attn_v2._open_right: and/or: left >= 0 and right < 0 and (not causal) -> left >= 0 or right < 0 or (not causal)':
+        ('test_flash_attn_family', 'test_2_a_window_that_is_open_on_the_right_alone_and_more_queries_than_keys', ()),
+    'flash_attn_v2.varlen_func.flash_attn_varlen_func: function: max(max_seqlen_k, max_seqlen_q) -> min(max_seqlen_k, max_seqlen_q)':
+        ('test_flash_attn_family', 'test_2_a_window_that_is_open_on_the_right_alone_and_more_queries_than_keys', ()),
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: and/or: _open_right(window_size, causal) and most > width + 1 -> _open_right(window_size, causal) or most > width + 1':
+        ('test_flash_attn_family', 'test_2_a_window_that_is_open_on_the_right_alone_and_more_queries_than_keys', ()),
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: arithmetic: k_cache.shape[1] * (1 if table is None else table.shape[1]) -> k_cache.shape[1] + (1 if table is None else table.shape[1])':
+        ('test_flash_attn_family', 'test_2_a_window_that_is_open_on_the_right_alone_and_more_queries_than_keys', ()),
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: constant: 2 -> 1 in -2':
+        ('test_flash_attn_family', 'test_2_appends_to_a_cache_of_fewer_tokens_than_a_group_has_heads', ()),
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: term dropped: _open_right(window_size, causal)':
+        ('test_flash_attn_family', 'test_2_a_window_that_is_open_on_the_right_alone_and_more_queries_than_keys', ()),
     'flash_attn_v2._empty: argument is None: shape of new_empty':
         ('test_flash_attn_arguments', 'test_2_no_query_at_all', (False,)),
     'flash_attn_v2._make_route: arithmetic: end - start -> end + start':
@@ -157,24 +169,10 @@ ELSEWHERE: dict[str, tuple[str, str, tuple[object, ...]]] = {
         ('test_flash_attn_family', 'test_2_packed_queries_over_pages', ((2, 3), (0, 9), True)),
     'flash_attn_v2._make_route: operands swapped: end - start -> start - end':
         ('test_flash_attn_family', 'test_2_packed_queries_over_pages', ((2, 3), (0, 9), True)),
-    'flash_attn_v2.splits: and/or: one and num_splits not in (0, 1) -> one or num_splits not in (0, 1)':
-        ('test_flash_attn_arguments', 'test_splits_are_handed_on', ('flash_attn_2', 'sm80', 'flash-attn', 256)),
     'flash_attn_v2.splits: arms swapped: 1 if one else num_splits -> num_splits if one else 1':
         ('test_flash_attn_arguments', 'test_splits_are_handed_on', ('flash_attn_2', 'sm80', 'flash-attn', 256)),
     "flash_attn_v2.varlen_func.flash_attn_varlen_func: statement deleted: require(NAME, 'without page_table', cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)":
         ('test_flash_attn_arguments', 'test_what_is_needed_is_named_with_the_backend', ('flash_attn_2', 'sm80', 'flash-attn', 256)),
-    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: and/or: not q.numel() or not cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most) -> not q.numel() and (not cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most))':
-        ('test_flash_attn_arguments', 'test_every_new_token_is_stored', ('flash_attn_2', 'sm80', 'flash-attn', 256, 'no queries of one')),
-    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: arithmetic: table.shape[1] * k_cache.shape[1] -> table.shape[1] + k_cache.shape[1]':
-        ('test_flash_attn_arguments', 'test_longest_keys_are_what_the_cache_can_hold', ()),
-    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: constant: 2 -> 1 in max(most, 2)':
-        ('test_flash_attn_family', 'test_2_packed_queries_over_pages', ((1, 0), (4, 7), True)),
-    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: sign or not dropped: not cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most) -> cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most)':
-        ('test_flash_attn_arguments', 'test_every_new_token_is_stored', ('flash_attn_2', 'sm80', 'flash-attn', 256, 'no queries of one')),
-    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: term dropped: not cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most)':
-        ('test_flash_attn_arguments', 'test_every_new_token_is_stored', ('flash_attn_2', 'sm80', 'flash-attn', 256, 'no queries of one')),
-    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: term dropped: q.shape[0] == batch * most':
-        ('test_flash_attn_arguments', 'test_2_equally_many_packed_queries_are_a_batch', (False,)),
     'flash_attn_v3._lengthen: constant: 0 -> -1 in (0, 0, 0, width - given[name].shape[0])':
         ('test_flash_attn_arguments', 'test_3_who_appends_a_batch', (3, 3, {'causal': True}, True)),
     'flash_attn_v3._lengthen: operands swapped: width - given[name].shape[0] -> given[name].shape[0] - width':

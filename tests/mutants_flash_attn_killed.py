@@ -80,8 +80,6 @@ KILLED: dict[str, tuple[tuple[str, str, str, bool], str]] = {
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 append packed_decode'),
     'flash_attn_v2._empty: sign or not dropped: -1 -> 1 #2':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense lengths: decode bfloat16 8/2x128 no query'),
-    'flash_attn_v2._make_route: argument is None: cu_seqlens_q of owners':
-        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 unpaged'),
     'flash_attn_v2._make_route: arithmetic: (owner + 1) * most - (cu_seqlens_q[1:][owner] - row) -> (owner + 1) * most + (cu_seqlens_q[1:][owner] - row)':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 unpaged'),
     'flash_attn_v2._make_route: arithmetic: owner + 1 -> owner - 1':
@@ -100,12 +98,12 @@ KILLED: dict[str, tuple[tuple[str, str, str, bool], str]] = {
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense spelling: prefill bfloat16 8/2x128 return_softmax_lse return_attn_probs'),
     'flash_attn_v2.varlen_func.flash_attn_varlen_func: argument is None: max_seqlen_k of varlen':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense spelling: prefill bfloat16 8/2x128 return_softmax_lse return_attn_probs'),
+    'flash_attn_v2.varlen_func.flash_attn_varlen_func: argument is None: max_seqlen_q of max #2':
+        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense spelling: prefill bfloat16 8/2x128 return_softmax_lse return_attn_probs'),
     'flash_attn_v2.varlen_func.flash_attn_varlen_func: arms swapped: scale if softmax_scale is None else softmax_scale -> softmax_scale if softmax_scale is None else scale':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense spelling: prefill bfloat16 8/2x128 scale=0.31 scale of the config'),
     'flash_attn_v2.varlen_func.flash_attn_varlen_func: comparison: softmax_scale is None -> softmax_scale is not None':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense spelling: prefill bfloat16 8/2x128 scale=0.31 scale of the config'),
-    'flash_attn_v2.varlen_func.flash_attn_varlen_func: condition negated: if not q.numel(): ...':
-        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense spelling: prefill bfloat16 8/2x128 return_softmax_lse return_attn_probs'),
     'flash_attn_v2.varlen_func.flash_attn_varlen_func: function: max(max_seqlen_q, 2) -> min(max_seqlen_q, 2)':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense spelling: prefill bfloat16 8/2x128 return_softmax_lse return_attn_probs'),
     'flash_attn_v2.varlen_func.flash_attn_varlen_func: statement deleted: keep(_VARLEN, NAME, VARLEN, given)':
@@ -134,6 +132,8 @@ KILLED: dict[str, tuple[tuple[str, str, str, bool], str]] = {
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 unpaged'),
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: condition negated: if not packed: ...':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 unpaged'),
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: condition negated: if not q.numel() or group > width or (not cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most)): ...':
+        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 append packed_decode'),
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: condition negated: if not uniform: ...':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     "flash_attn_v2.with_kvcache.flash_attn_with_kvcache: condition negated: if way == 'varlen': ...":
@@ -142,12 +142,14 @@ KILLED: dict[str, tuple[tuple[str, str, str, bool], str]] = {
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense lengths: extend bfloat16 8/2x128 return_softmax_lse fewer keys than queries'),
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: constant: 1 -> 0 in 1:':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 unpaged'),
-    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: constant: 2 -> 1 in -2':
-        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 unpaged'),
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: function: max(most, 2) -> min(most, 2)':
         (('flash_attn_2', 'sm80', 'flash-attn', True), 'dense calls: extend bfloat16 8/2x128 strided_cache'),
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: sign or not dropped: not cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most) -> cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most)':
+        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 append packed_decode'),
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: statement deleted: if not uniform: ...':
         (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: extend bfloat16 8/2x128 unpaged'),
+    'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: term dropped: not cache.fused(q, k, cu_seqlens_q, cu_seqlens_k_new, batch, most)':
+        (('flash_attn_2', 'sm80', 'flash-attn', False), 'dense calls: decode bfloat16 8/2x128 append packed_decode'),
     'flash_attn_v2.with_kvcache.flash_attn_with_kvcache: term dropped: table is not None':
         (('flash_attn_2', 'sm80', 'flash-attn', True), 'dense calls: extend bfloat16 8/2x128 unpaged'),
     'flash_attn_v3._make_starts: arithmetic: batch + 1 -> batch - 1':

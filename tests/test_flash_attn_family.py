@@ -338,6 +338,10 @@ def test_2_appends_to_a_cache_of_fewer_tokens_than_a_group_has_heads() -> None:
         out = bind(machine, "flash_attn_2").flash_attn_with_kvcache(**given)
         assert same(out, truth(wanted)[0])
         assert torch.equal(plain_of(given["k_cache"])[:, 1:], plain_of(new["k"]))
+        machine.calls.clear()
+        wide = {**new, "k_cache": device_tensor(1, 4, HKV, D), "v_cache": device_tensor(1, 4, HKV, D)}
+        bind(machine, "flash_attn_2").flash_attn_with_kvcache(**wide)
+        assert machine.calls[-1].arguments["k"] is not None  # the kernel's own append, where it has room
 
 
 def test_3_numbers_of_its_results_and_of_its_lengths() -> None:
