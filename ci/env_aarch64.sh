@@ -36,7 +36,8 @@ static=aarch64-linux-musl shared=aarch64-linux-gnu
 for source in "kernel -DHAL_NS=hal_generic" plan; do
     set -- $source
     compile $shared "$work/shared-$1.o" -fPIC -fvisibility=hidden -c "$kernels/$1.cpp" "${@:2}" &&
-        compile $static "$work/static-$1.o" -DHAL_PTHREADS -c "$kernels/$1.cpp" "${@:2}" || fail "$1.cpp does not compile"
+        compile $static "$work/static-$1.o" -DHAL_PTHREADS -c "$kernels/$1.cpp" "${@:2}" ||
+        fail "$1.cpp does not compile"
 done
 compile $shared "$work/libhal_cpu.so" -shared "$work"/shared-*.o || fail "the library does not link"
 "$python" -m ziglang cc -target $static -O1 -c tests/cpu_driver/heap.c -o "$work/static-heap.o" &&

@@ -207,10 +207,13 @@ def threads() -> Any:
 
 
 @built
-@pytest.mark.parametrize("queries", [1, 40])
-def test_results_do_not_depend_on_threads_or_on_the_batch(threads: Callable[[int], None], queries: int) -> None:
-    a = decode_call([3000, 41, 700], queries=queries)
-    attn = impl(max_decode_query_len=queries)
+@pytest.mark.parametrize(("queries", "kv_heads", "dim", "dtype"), [
+    (1, 2, 64, "bfloat16"), (40, 2, 64, "bfloat16"), (1, 8, 128, "float32"), (1, 8, 128, "bfloat16"),
+    (40, 8, 128, "bfloat16")])
+def test_results_do_not_depend_on_threads_or_on_the_batch(threads: Callable[[int], None], queries: int, kv_heads: int,
+                                                          dim: int, dtype: str) -> None:
+    a = decode_call([3000, 41, 700], getattr(torch, dtype), kv_heads=kv_heads, dim=dim, queries=queries)
+    attn = impl(dtype, kv_heads=kv_heads, dim=dim, max_decode_query_len=queries)
     threads(1)
     one = attn.flash_attn_with_kvcache(**a)
     for n in (2, 3, 8):
@@ -220,6 +223,28 @@ def test_results_do_not_depend_on_threads_or_on_the_batch(threads: Callable[[int
         alone = {**a, "q": a["q"][b : b + 1], "page_table": a["page_table"][b : b + 1],
                  "cache_seqlens": a["cache_seqlens"][b : b + 1]}
         assert torch.equal(one[b : b + 1], attn.flash_attn_with_kvcache(**alone)), b
+
+
+@built
+@pytest.mark.parametrize("queries", [1, 40])
+def test_packed_keys_give_the_same_alone_and_behind_others(queries: int) -> None:
+    g = torch.Generator().manual_seed(1)
+    lens = [41, 900, 130]
+    q = torch.randn(3 * queries, 8, 64, generator=g).bfloat16()
+    k, v = (torch.randn(sum(lens), 2, 64, generator=g).bfloat16() for _ in range(2))
+    starts = torch.tensor([0, *lens]).cumsum(0).int()
+
+    def attend(first: int, last: int) -> torch.Tensor:
+        out = impl().flash_attn_varlen_func(
+            q[first * queries : last * queries], k[starts[first] : starts[last]], v[starts[first] : starts[last]],
+            torch.arange(last - first + 1, dtype=torch.int32) * queries, starts[first : last + 1] - starts[first],
+            queries, max(lens), causal=True)
+        assert isinstance(out, torch.Tensor)
+        return out
+
+    together = attend(0, 3)
+    for b in range(3):
+        assert torch.equal(together[b * queries : (b + 1) * queries], attend(b, b + 1)), b
 
 
 @built

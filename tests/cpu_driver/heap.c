@@ -9,7 +9,7 @@ static size_t used;
 static void* get(size_t size, size_t align) {
     if (align < 64) align = 64;
     size_t at = (used + sizeof(size_t) + align - 1) / align * align;
-    if (size > sizeof heap - at) return NULL;
+    if (at > sizeof heap || size > sizeof heap - at) return NULL;
     memcpy(heap + at - sizeof(size_t), &size, sizeof size);
     used = at + size;
     return heap + at;

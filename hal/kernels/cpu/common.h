@@ -255,8 +255,8 @@ struct Scale {
 };
 
 // A block of scores of one row to weights, and what the row has so far brought up to a new maximum. n: keys, a multiple
-// of W and at most N. low, high: those that the row sees; seen: bytes per key, or null. store: takes the weights as n / W vectors.
-// WHOLE: n is N, all are seen, and there is no softcap.
+// of W and at most N. low, high: those that the row sees; seen: bytes per key, or null. store: takes the weights as n / W
+// vectors. WHOLE: n is N, all are seen, and there is no softcap.
 template <int N, bool WHOLE, class Store>
 INLINE void weigh(const float* s, int64_t n, int64_t low, int64_t high, const uint8_t* seen, const Scale& how,
                   bool exact, float* top, float* total, float* sums, int64_t dv, Store store) {

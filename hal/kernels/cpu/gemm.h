@@ -4,8 +4,8 @@
 // - Fp32: a word is a float32.
 // - Parts<P>: a word is two bfloat16 of neighbouring k, and a number is the sum of P bfloat16 numbers, each in a plane
 //   of its own: 1 holds a bfloat16 exactly, 2 a float16, 3 a float32 (8 bits of the significand each). Of the 9 products
-//   of 3 planes those of planes i + j < 3 are made, the others are below a float32's last bit; of 2 planes all 4, for
-//   a score that cancels would show the smallest. P > 1 needs AMX.
+//   of 3 planes those of planes i + j < 3 are made, the others are below a float32's last bit; of 2 planes all 4 for
+//   scores, where one that cancels would show the smallest, and 3 for values. P > 1 needs AMX.
 // n is a multiple of W (Parts: of 32), rows of c are ldc floats apart. m is rounded up to the kernel's rows: a and c
 // have room for that, rows of a past m hold anything finite and give rows of c that nobody reads.
 
@@ -96,6 +96,8 @@ INLINE void amx_begin() {
 }
 INLINE void amx_end() { _tile_release(); }
 
+INLINE void written() { __asm__ volatile("" ::: "memory"); }  // GCC's tile loads do not say that they read memory
+
 // Up to 4 x 16 x 16 sums: 2 x 2 of 32 rows and 32 columns (`square`), or 16 rows of 32 or 64 columns.
 static void amx_load(const float* c, int64_t ldc, bool square, bool four) {
     const float* low = square ? c + 16 * ldc : c + 32;
@@ -162,6 +164,7 @@ template <class C, bool ALL>
 static void product(const Left<C>& a, const Right<C>& b, float* c, int64_t ldc, int64_t m, int64_t n, int64_t k,
                     bool add) {
 #if defined(__AMX_BF16__)
+    written();
     const bool square = m > 16;
     for (int64_t at = 0; at < n; at += square ? 32 : 64) {
         const bool four = square || n - at > 32;

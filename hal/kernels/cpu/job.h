@@ -88,8 +88,9 @@ static inline void hal_span(const HalCall* c, const Seq* s, int64_t b, int64_t t
     if (*low > *high) *low = *high;
 }
 
-// Keys of one piece where a sequence's keys are split, at least so many pieces of a sequence, and query rows that are few.
-// None depends on the number of threads nor on the other sequences, so the bits of a result do not either.
+// Keys of one piece where those of few rows are split, the least of others; pieces of a sequence that others are split
+// for; query rows that are few. None depends on the number of threads nor on the other sequences, so the bits of a
+// result do not either.
 enum { HAL_SPLIT = 512, HAL_PIECES = 16, HAL_FEW_ROWS = 8 };
 
 // The functions of one ISA.

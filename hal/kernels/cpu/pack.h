@@ -117,7 +117,8 @@ static void pack_values(const char* const* rows, int64_t width, word* to, int64_
                 words[0] = widen(load_raw<vh>(a + d * 2)) | (widen(load_raw<vh>(b + d * 2)) << 16);
             else
                 split<P>(load_raw<vf>(a + d * 4), load_raw<vf>(b + d * 4), words);
-            for (int p = 0; p < P; p++) storef(reinterpret_cast<float*>(to + p * plane + i * ld + d / 16 * step + d % 16), (vf)words[p]);
+            word* here = to + i * ld + d / 16 * step + d % 16;
+            for (int p = 0; p < P; p++) storef(reinterpret_cast<float*>(here + p * plane), (vf)words[p]);
         }
     }
 }

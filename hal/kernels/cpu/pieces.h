@@ -55,7 +55,7 @@ static bool add(Plan& plan, Cut& cut, Item it, int64_t splits, int64_t step) {
     return true;
 }
 
-// Pieces of `keys` keys, of whole tiles each: as many as num_splits asks for, else `wanted`.
+// Pieces of `keys` keys, a multiple of 64 each: as many as num_splits asks for, else `wanted`.
 static void split(const HalCall& c, int64_t keys, int64_t wanted, int64_t* splits, int64_t* step) {
     int64_t asked = c.num_splits > 1 ? c.num_splits : c.num_splits == 1 && !c.varlen ? 1 : wanted;
     if (asked < 1) asked = 1;
@@ -65,7 +65,7 @@ static void split(const HalCall& c, int64_t keys, int64_t wanted, int64_t* split
 }
 
 // How often to split the keys of pieces by tiles. Each row of each hands over its sums, which takes as long as some 300
-// keys do: so only as far as HAL_PIECES asks for, but at 8192 keys.
+// keys do: so only as far as HAL_PIECES asks for, and every 8192 keys.
 static int64_t splits_of(int64_t keys, int64_t pieces) {
     const int64_t many = ceil_div(HAL_PIECES, pieces), most = ceil_div(keys, HAL_SPLIT), least = ceil_div(keys, 8192);
     const int64_t few = many < most ? many : most;

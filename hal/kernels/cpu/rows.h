@@ -299,12 +299,15 @@ template <class P> static int few_rows(const Job& j, const Item& it, const Item*
     const bool dense = k_step == k_bytes && v_step == v_bytes;  // heads of a token lie side by side
     const float qd_one = c.q_descale.data ? 0.0f : 1.0f;
     // Tokens of a tile: about 128 KiB of all heads, so that it and the next one leave room in an L2 cache of 512 KiB.
-    int64_t tile = (int64_t(1) << 17) / (heads * (k_bytes + v_bytes)) / 16 * 16;
+    // Of all, not of this piece's: how many those are depends on the threads, and a tile's end shows in the bits.
+    int64_t tile = (int64_t(1) << 17) / (j.kv_heads * (k_bytes + v_bytes)) / 16 * 16;
     tile = tile < 16 ? 16 : tile > TN ? TN : tile;
     const char *kp[2][TN], *vp[2][TN], *kh[TN], *vh[TN], *ka[TN], *va[TN];
-    // Tiles end at multiples of 16 tokens of the cache, so that 16 of them lie in one page.
+    // Tiles end at multiples of 16 tokens of the cache, so that 16 of them lie in one page. Among packed keys they count
+    // from the sequence's own first one.
+    const int64_t lead = c.page_table.data ? s.start : 0;
     auto end_of = [&](int64_t at) {
-        const int64_t end = (s.start + at) / 16 * 16 + tile - s.start;
+        const int64_t end = (lead + at) / 16 * 16 + tile - lead;
         return end < it.j1 ? end : it.j1;
     };
     if (it.j0 < it.j1) keys.find(it.j0, end_of(it.j0) - it.j0, it.h0, kp[0], vp[0]);

@@ -183,8 +183,5 @@ struct Amx {
             _mm512_storeu_ps(sums + 2 * d + 16, _mm512_permutex2var_ps(a, high, b));
         }
     }
-
-  private:
-    INLINE void written() { __asm__ volatile("" ::: "memory"); }  // GCC's tile loads do not say that they read memory
 };
 #endif

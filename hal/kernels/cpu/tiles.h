@@ -9,7 +9,7 @@ constexpr int64_t RB = 32;  // rows of a block
 constexpr int64_t RB = 24;
 #endif
 
-// bytes[token][BN]: which of keys first..first + n each token sees; used[key]: whether any does.
+// bytes[token][BN]: which of keys first..first + n (rounded up to 32) each token sees; used[key]: whether any does.
 template <int64_t BN>
 static void look(const Job& j, const Item& it, int64_t first, int64_t n, uint8_t* bytes, uint8_t* used) {
     const HalCall& c = *j.call;
@@ -23,7 +23,7 @@ static void look(const Job& j, const Item& it, int64_t first, int64_t n, uint8_t
         if (c.tree_mask.data)
             tree = c.tree_mask.data + (j.packed ? (s.first + t) * c.tree_mask.stride[0]
                                                 : it.seq * c.tree_mask.stride[0] + t * c.tree_mask.stride[1]);
-        for (int64_t i = 0; i < BN; i++) {
+        for (int64_t i = 0; i < round_up(n, 32); i++) {
             int64_t key = (first + i) * c.cp_world + c.cp_rank, own = key - (s.len_k - s.len_q);
             bool in = key >= lo && key < hi;
             if (tree && own >= 0) in = key < s.len_k && tree[own * c.tree_mask.stride[j.packed ? 1 : 2]];
@@ -39,7 +39,7 @@ static void look(const Job& j, const Item& it, int64_t first, int64_t n, uint8_t
     }
 }
 
-constexpr int64_t CHUNK_BYTES = 256 << 10;  // of packed keys and values
+constexpr int64_t CHUNK_BYTES = 256 << 10;  // of packed keys and values, where a tile does not take more
 
 template <class C> struct Tiles {
     typedef typename C::type E;
@@ -137,10 +137,11 @@ template <class C> struct Tiles {
     }
 
     void queries() {
-        const int64_t heads = j.group * head_stride(j, c.q) * size_of(c.q);
+        const int64_t head = head_stride(j, c.q) * size_of(c.q);
         for (int64_t t = 0; t < tokens; t++) {
-            if (t + 8 < tokens) prefetch_row(query(j, c.q, s, it.seq, it.t0 + t + 8) + h * heads, heads);
+            const char* later = t + 8 < tokens ? query(j, c.q, s, it.seq, it.t0 + t + 8) + h * j.group * head : nullptr;
             for (int64_t g = 0; g < j.group; g++) {
+                if (later) prefetch_row(later + g * head, j.dim * size_of(c.q));
                 E* to = a + (t * j.group + g) * dq;
                 one_query(c.q, it.t0 + t, h * j.group + g, j.dim, dk, true, to);
                 if (latent) one_query(c.qv, it.t0 + t, h * j.group + g, j.dim_v, dv, false, to + dk);
@@ -240,33 +241,51 @@ template <class C> struct Tiles {
 
     int64_t keys_of(int64_t tile) const { return n - tile * BN < BN ? n - tile * BN : BN; }
 
-    // One past the last key of a tile that somebody in a block sees, 0 where nobody sees any. Low and high never fall
-    // along a sequence, but that rows which see nothing have any: each token's are looked at.
-    int64_t seen_of(int64_t r0, int64_t tile) const {
+    // Some columns of a tile for a block of rows: `start` a multiple of 32, `width` of what products want.
+    struct Part {
+        int64_t tile, start, width;
+    };
+
+    // What somebody in a block sees of a tile; width 0 where nobody sees any. Low and high never fall along a sequence,
+    // but that rows which see nothing have any: each token's are looked at.
+    Part part_of(int64_t r0, int64_t tile) const {
         const int64_t first = at + tile * BN, count = keys_of(tile);
-        if (j.complex_mask || sparse) return count;
-        int64_t most = 0;
-        for (int64_t i = r0 / j.group; i < tokens && i * j.group < r0 + RB; i++)
-            if (low[i] < high[i] && low[i] < first + count && high[i] - first > most) most = high[i] - first;
-        return most < count ? most : count;
+        int64_t least = count, most = 0;
+        if (j.complex_mask || sparse) {
+            least = 0;
+            most = count;
+        } else {
+            for (int64_t i = r0 / j.group; i < tokens && i * j.group < r0 + RB; i++) {
+                if (low[i] >= high[i] || low[i] >= first + count || high[i] <= first) continue;
+                if (low[i] - first < least) least = low[i] - first;
+                if (high[i] - first > most) most = high[i] - first;
+            }
+            if (most > count) most = count;
+        }
+        const int64_t start = least > 0 ? least / 32 * 32 : 0;
+        return {tile, start, most ? round_up(most - start, sizeof(E) == 2 ? 32 : W) : 0};
     }
 
-    // Scores of `count` rows and of `width` keys.
-    void score(int64_t r0, int64_t tile, int64_t count, int64_t width) {
+    // Scores of `count` rows.
+    void score(int64_t r0, const Part& x, int64_t count) {
         const Left<C> left = {a + r0 * dq, dq, rows * dq};
-        const Right<C> right = {packed_k + tile * k_tile, k_ld, k_step, k_plane};
-        if (!latent || ratio == 1.0f) return product<C, true>(left, right, scores, BN, count, width, dq, false);
-        product<C, true>(left, right, scores, BN, count, width, dk, false);
-        for (int64_t i = 0; i < count * BN; i += W) storef(scores + i, loadf(scores + i) * ratio);
-        product<C, true>({left.at + dk, left.ld, left.plane}, {right.at + dk / per * k_ld, k_ld, k_step, k_plane},
-                         scores, BN, count, width, dv, true);
+        const Right<C> right = {packed_k + x.tile * k_tile + x.start / 16 * k_step, k_ld, k_step, k_plane};
+        float* s = scores + x.start;
+        if (!latent || ratio == 1.0f) return product<C, true>(left, right, s, BN, count, x.width, dq, false);
+        product<C, true>(left, right, s, BN, count, x.width, dk, false);
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t i = 0; i < x.width; i += W) storef(s + r * BN + i, loadf(s + r * BN + i) * ratio);
+        product<C, true>({left.at + dk, left.ld, left.plane}, {right.at + dk / per * k_ld, k_ld, k_step, k_plane}, s,
+                         BN, count, x.width, dv, true);
     }
 
-    // The weights of row r of a tile, from its scores.
-    INLINE_OF void row(int64_t r, int64_t tile, int64_t width, const float* s, E* w, const Scale& how) {
-        const int64_t begin = at + tile * BN, count = keys_of(tile);
+    // The weights of row r, the block's row i, from its scores.
+    INLINE_OF void row(int64_t r, int64_t i, const Part& x, const Scale& how) {
+        const int64_t begin = at + x.tile * BN + x.start, count = keys_of(x.tile) - x.start, width = x.width;
         const int64_t first = from[r] - begin, last = to[r] - begin < count ? to[r] - begin : count;
-        const uint8_t* seen = j.complex_mask ? bytes + (tile * tokens + r / j.group) * BN : nullptr;
+        const uint8_t* seen = j.complex_mask ? bytes + (x.tile * tokens + r / j.group) * BN + x.start : nullptr;
+        const float* s = scores + i * BN + x.start;
+        E* w = weights + i * BN + x.start;
         auto store = [&](const vf* y, int vectors) { keep<C, BN>(y, vectors, w, RB * BN); };
         const bool exact = sizeof(E) == 4 || P > 1;
         if (first <= 0 && last >= BN && width == BN && !seen && how.cap == 0)
@@ -279,13 +298,13 @@ template <class C> struct Tiles {
         for (int64_t r0 = 0; r0 < m; r0 += RB) {
             const int64_t count = m - r0 < RB ? m - r0 : RB;
             for (int64_t tile = 0; tile * BN < n; tile++) {
-                const int64_t seen = seen_of(r0, tile), width = round_up(seen, sizeof(E) == 2 ? 32 : W);
-                if (!seen) continue;
-                score(r0, tile, count, width);
-                for (int64_t r = 0; r < count; r++)
-                    row(r0 + r, tile, width, scores + r * BN, weights + r * BN, how);
-                product<C, false>({weights, BN, RB * BN}, {packed_v + tile * v_tile, v_ld, v_step, v_plane},
-                                  sums + r0 * dv, dv, count, dv, width, true);
+                const Part x = part_of(r0, tile);
+                if (!x.width) continue;
+                score(r0, x, count);
+                for (int64_t i = 0; i < count; i++) row(r0 + i, i, x, how);
+                product<C, false>({weights + x.start, BN, RB * BN},
+                                  {packed_v + tile * v_tile + x.start / per * v_ld, v_ld, v_step, v_plane},
+                                  sums + r0 * dv, dv, count, dv, x.width, true);
             }
         }
     }
