@@ -331,8 +331,8 @@ def test_the_queue_is_first_come_first_served_and_has_an_end(folder: Path, promp
         waiting = []
         for number in range(3):
             waiting.append(pool.submit(one, number))
-            until(lambda n=number: machine.metric("hal_requests_queued") == n)  # type: ignore[misc]
-        assert machine.metric("hal_requests_running") == 1
+            until(lambda n=number: (machine.metric("hal_requests_running") == 1  # type: ignore[misc]
+                                    and machine.metric("hal_requests_queued") == n))
         full = machine.complete(WORDS, 1)
         error = check_error(full, 429, "the queue is full: 2 requests wait (--max-queue 2) and 1 run")
         assert error["code"] == "queue_full"
