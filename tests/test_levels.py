@@ -463,7 +463,7 @@ def test_names_of_partial_and_quick_records(script: Any) -> None:
     ("cuda", (), {"VERIFY": "1"}, 1, "FAILED"),
     ("cuda", (), {"BENCH": "1"}, 1, "FAILED"),
     ("cuda", (), {"NO_TORCH": "1"}, 77, "has no torch that imports"),
-    ("cuda", ("--time-limit", "1"), {"SLEEP": "20"}, 1, "FAILED"),
+    ("cuda", ("--time-limit", "5"), {"SLEEP": "20"}, 1, "FAILED"),
     ("cuda", ("--time-limit", "60"), {}, 0, "PASSED"),
     ("npu", (), {}, 77, "NOT RUN: no NPU here"),
     ("npu", ("--time-limit", "soon"), {}, 2, ""),
