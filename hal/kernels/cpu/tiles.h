@@ -40,6 +40,9 @@ static void look(const Job& j, const Item& it, int64_t first, int64_t n, uint8_t
 }
 
 constexpr int64_t CHUNK_BYTES = 256 << 10;  // of packed keys and values, where a tile does not take more
+// Rows are fetched so many keys before they are packed. One head's rows of 32 heads lie 8 KiB apart and share few sets of
+// a cache: of 256 keys they would push each other out. Those of a latent cache are neighbours, the hardware fetches them.
+constexpr int64_t AHEAD = 32;
 
 template <class C> struct Tiles {
     typedef typename C::type E;
@@ -228,9 +231,12 @@ template <class C> struct Tiles {
             if (more) find(at + (t + 1) * BN, more, next_k, next_v);
             if (j.complex_mask) look<BN>(j, it, at + t * BN, count, bytes + t * tokens * BN, used);
             for (int64_t first = 0; first < round_up(count, 32); first += 16) {
-                for (int64_t i = first; i < first + 16 && i < more; i++) {
-                    prefetch_row(next_k[i], j.dim * size_of(c.k));
-                    prefetch_row(next_v[i], j.dim_v * size_of(c.v));
+                for (int64_t i = first + AHEAD; !latent && i < first + AHEAD + 16; i++) {  // then the next tile's
+                    const bool here = i < BN;
+                    const int64_t key = here ? i : i - BN;
+                    if (key >= (here ? count : more)) break;
+                    prefetch_row((here ? k : next_k)[key], j.dim * size_of(c.k));
+                    prefetch_row((here ? v : next_v)[key], j.dim_v * size_of(c.v));
                 }
                 pack(k, v, first, count, packed_k + t * k_tile, packed_v + t * v_tile);
             }
